@@ -1,0 +1,94 @@
+"""The tensor-parallel group a block is built for, and how it says which slices are its own.
+
+Sharding follows Megatron-LM (Shoeybi et al., 2019): column-parallel weights split their rows (the
+output features, dim 0 of a torch `Linear`), row-parallel weights their columns, and the vocabulary
+is split like a column. A group of size 1 is the ordinary single-process model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+ShardKind = Literal["column", "row", "vocab", "replicated"]
+
+
+@dataclass(frozen=True)
+class TensorParallel:
+    """One rank's view of its tensor-parallel group."""
+
+    rank: int = 0
+    size: int = 1
+    group: Any = None  # torch.distributed.ProcessGroup; None while size is 1 or nothing runs
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        """Sum `x` over the ranks, in place."""
+        if self.size > 1:
+            torch.distributed.all_reduce(x, group=self.group)
+        return x
+
+    def all_gather(self, x: torch.Tensor) -> torch.Tensor:
+        """Concatenate `x` [..., n] of every rank along the last dim -> [..., n * size]."""
+        if self.size == 1:
+            return x
+        pieces = [torch.empty_like(x) for _ in range(self.size)]
+        torch.distributed.all_gather(pieces, x.contiguous(), group=self.group)
+        return torch.cat(pieces, dim=-1)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One named segment of a fused dimension, e.g. the q rows of a fused qkv weight.
+
+    `size` counts rows of the whole model, not of one rank. Rows are dealt out in units of `unit`
+    (head_dim for heads) so that a head never straddles two ranks. With `replicate`, several ranks
+    may hold the same unit (key/value heads when there are more ranks than heads).
+    """
+
+    name: str
+    size: int
+    unit: int = 1
+    replicate: bool = False
+
+    @property
+    def units(self) -> int:
+        return self.size // self.unit
+
+    def refusal(self, tp_size: int) -> str | None:
+        """Why this part cannot be split over `tp_size` ranks, or None if it can."""
+        if self.units % tp_size == 0:
+            return None
+        if self.replicate and tp_size % self.units == 0:
+            return None
+        noun = "rows" if self.unit == 1 else f"units of {self.unit} rows"
+        return f"'{self.name}' has {self.units} {noun}, which {tp_size} ranks cannot share evenly"
+
+    def rank_rows(self, rank: int, tp_size: int) -> range:
+        """The rows of the whole part that `rank` holds (a contiguous range)."""
+        assert self.refusal(tp_size) is None, self.refusal(tp_size)
+        if self.units >= tp_size:
+            rows = self.size // tp_size
+            return range(rank * rows, (rank + 1) * rows)
+        first = rank * self.units // tp_size * self.unit
+        return range(first, first + self.unit)
+
+
+@dataclass(frozen=True)
+class ShardDim:
+    """How one parameter is laid out over the group: the block's half of the sharding truth.
+
+    `shape` is the shape over the whole group. `dim` is the dimension that is split (None when every
+    rank holds all of it). `parts` are the named segments along `dim` in storage order; their sizes
+    add up to `shape[dim]`. An unfused, split dimension has one part.
+    """
+
+    kind: ShardKind
+    shape: tuple[int, ...]
+    dim: int | None = None
+    parts: tuple[Part, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if self.dim is not None:
+            assert sum(p.size for p in self.parts) == self.shape[self.dim], (self.parts, self.shape)
