@@ -1,0 +1,96 @@
+"""What a block is given: a `BuildContext` when it is made, a `ForwardContext` when it runs.
+
+Both are arguments. No block reads a global, so two models with different groups, caches or
+backends live side by side in one process.
+
+Shapes: a *dense* forward has tokens [B, L] and streams [B, L, hidden]; a *paged* one has all the
+tokens of a step in a row, [T] and [T, hidden]. Blocks treat the leading dims alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from assembler.blocks.parallel import TensorParallel
+from assembler.kernels.paged_batch import PagedBatch
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from assembler.kernels.dispatch import AttentionBackend
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """Where a block stands in the model: all that its constructor does not take from the YAML.
+
+    A block's first constructor argument is this object, named `ctx`; the keyword-only arguments
+    after it are the block's YAML fields.
+    """
+
+    hidden_size: int  # width of the stream the block reads and writes
+    vocab_size: int
+    max_length: int | None  # longest sequence the model was made for, None if it says nothing
+    tp: TensorParallel
+    path: str = ""  # dotted module path, for error messages
+    # Builds a nested block from its validated spec; set by the assembler (blocks know no registry).
+    make: Callable[[BuildContext, Any], nn.Module] = field(repr=False, default=None)  # type: ignore[assignment]
+
+    def child(self, spec: Any, name: str, width: int | None = None) -> nn.Module:
+        """Build the nested block `spec` (a validated field), over `width` (default: hidden_size)."""
+        path = f"{self.path}.{name}" if self.path else name
+        return self.make(replace(self, path=path, hidden_size=width or self.hidden_size), spec)
+
+
+@dataclass(frozen=True)
+class ForwardContext:
+    """What one forward pass knows besides the activations.
+
+    `paged` is None in a dense forward (no cache: parity checks, training): attention is then causal
+    over each row of the batch. In a paged forward attention stores its keys and values through
+    `attention` into `kv_caches[cache_index]` and reads what is there.
+    """
+
+    positions: torch.Tensor  # dense [L] (every row alike) or paged [T]; int64
+    # Length of the sequence each token belongs to, as far as it is known (the whole prompt during
+    # prefill); broadcasts against `positions`. RoPE types that depend on the length read it.
+    sequence_lengths: torch.Tensor
+    paged: PagedBatch | None = None
+    attention: AttentionBackend | None = None
+    # One (key, value) pair an attention block, each [pages, page_size, kv_heads, head_dim].
+    kv_caches: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()
+    logit_rows: torch.Tensor | None = None  # rows of [T] whose logits are wanted; None means all
+    # Results that several blocks of one pass share (RoPE cos/sin), keyed by the block that made
+    # them. It lives as long as the pass.
+    shared: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @classmethod
+    def dense(cls, length: int, device: torch.device | str = "cpu") -> ForwardContext:
+        """The context of a dense forward over [B, length] tokens, positions 0..length-1."""
+        return cls(
+            positions=torch.arange(length, device=device),
+            sequence_lengths=torch.tensor([length], device=device),
+        )
+
+    def once(self, key: Any, compute: Callable[[], R]) -> R:
+        """`compute()` the first time this pass asks for `key`, the same result afterwards."""
+        if key not in self.shared:
+            self.shared[key] = compute()
+        return self.shared[key]
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    """The KV memory one attention block needs, per token and rank."""
+
+    num_kv_heads: int
+    head_dim: int
+    window: int | None = None  # keys further back than this are never read
+
+
