@@ -1,0 +1,177 @@
+"""`ModelSpec` -> an ordinary `nn.Module` on the meta device.
+
+The result is a `torch.fx.GraphModule` whose layers are GraphModules too: `print(model.code)` and
+`print(model.layers[0].code)` show the compiled equations, and state_dict, hooks, torch.compile and
+training work as on any module. No memory is allocated for weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import fx, nn
+
+from assembler.blocks.context import BuildContext
+from assembler.blocks.parallel import TensorParallel
+from assembler.errors import SpecError, WiringError
+from assembler.model.graphs import WiredGraph, wire
+from assembler.model.registry import BlockRegistry, BlockSpec, default_registry
+from assembler.model.rewrites import ModelGraphs, apply_rewrites
+from assembler.model.spec import ModelSpec
+from assembler.model.wiring import Scope, parse_wiring
+
+
+class LayerStack(nn.ModuleList):
+    """The layers, run one after the other: `(*streams, ctx) -> streams`."""
+
+    def forward(self, *args):
+        *state, ctx = args
+        for layer in self:
+            out = layer(*state, ctx)
+            state = out if isinstance(out, tuple) else (out,)
+        return out
+
+
+def build_model(
+    spec: ModelSpec,
+    tp: TensorParallel | None = None,
+    *,
+    rewrites: str | Iterable[str] = "all",
+    registry: BlockRegistry | None = None,
+) -> fx.GraphModule:
+    """Assemble the model a spec describes, on the meta device.
+
+    The module maps `(input_ids, ctx)` to logits: [B, L] -> [B, L, vocab] with a dense
+    `ForwardContext`, [T] -> [rows, vocab] with a paged one. It has the attributes `spec`, `tp` and
+    `layers`; every block that caches keys and values has its `cache_index`.
+
+    Args:
+        spec: what to build.
+        tp: the tensor-parallel rank to build for (default: the whole model).
+        rewrites: "all", "none" or names from `assembler.model.rewrites.REWRITES`.
+
+    Raises:
+        WiringError: an equation is wrong.
+        SpecError: fields that do not fit together, or a tensor-parallel size that cannot work.
+    """
+    registry = registry or default_registry()
+    graphs = _graphs(spec, registry)
+    apply_rewrites(graphs, rewrites)
+    builder = _Builder(spec, tp or TensorParallel(), registry)
+    with torch.device("meta"):
+        model = builder.model(graphs)
+    _tie_head(model, spec)
+    for index, block in enumerate(m for m in model.layers.modules() if hasattr(m, "cache_spec")):
+        block.cache_index = index
+    return model
+
+
+def _numbers(spec: ModelSpec) -> dict[str, float]:
+    return {
+        "hidden_size": spec.hidden_size,
+        "vocab_size": spec.vocab_size,
+        "num_layers": spec.num_layers,
+    }
+
+
+def _graphs(spec: ModelSpec, registry: BlockRegistry) -> ModelGraphs:
+    """Parse all equations (every error at once) and translate them."""
+    numbers = _numbers(spec)
+    errors: list[str] = []
+
+    def graph(name: str, blocks: Mapping[str, BlockSpec], scope: Scope) -> WiredGraph | None:
+        lines, places = _located_wiring(spec, name)
+        try:
+            equations = parse_wiring(lines, scope, places)
+        except SpecError as error:
+            errors.append(str(error))
+            return None
+        classes = {block: registry.block_class(entry.block) for block, entry in blocks.items()}
+        return wire(equations, scope.inputs, scope.outputs, classes, numbers)
+
+    kinds = {
+        name: graph(
+            name,
+            kind.blocks,
+            Scope(spec.streams, spec.streams, kind.blocks, (*numbers, "i")),
+        )
+        for name, kind in spec.kinds.items()
+    }
+    top = Scope(("tokens",), ("logits",), spec.blocks, tuple(numbers), layers=True)
+    model = graph("", spec.blocks, top)
+    if errors:
+        raise WiringError("\n".join(dict.fromkeys("\n".join(errors).splitlines())))
+    return ModelGraphs(model, kinds, {}, spec.layer_kinds[0])
+
+
+def _located_wiring(spec: ModelSpec, kind: str) -> tuple[tuple[str, ...], list[str]]:
+    """The equations of a kind ("" for the model) and where each was written."""
+    if not kind:
+        lines, prefix = spec.wiring, ("wiring",)
+    else:
+        lines = spec.kinds[kind].wiring
+        own = ("layers", "variants", kind, "wiring")
+        prefix = own if (*own, 0) in spec.sources else ("layers", "wiring")
+    return lines, [spec.sources.get((*prefix, n), spec.name) for n in range(len(lines))]
+
+
+class _Builder:
+    """Makes the modules the graphs call."""
+
+    def __init__(self, spec: ModelSpec, tp: TensorParallel, registry: BlockRegistry) -> None:
+        self.spec = spec
+        self.registry = registry
+        self.numbers = _numbers(spec)
+        self.context = BuildContext(
+            hidden_size=spec.hidden_size,
+            vocab_size=spec.vocab_size,
+            max_length=spec.max_length,
+            tp=tp,
+            make=registry.make,
+        )
+
+    def model(self, graphs: ModelGraphs) -> fx.GraphModule:
+        root = nn.Module()
+        for name, entry in self.spec.blocks.items():
+            root.add_module(name, self.context.child(entry, name))
+        root.add_module("layers", self._layers(graphs))
+        model = fx.GraphModule(root, graphs.model.graph, class_name="Model")
+        model.spec = self.spec
+        model.tp = self.context.tp
+        return model
+
+    def _layers(self, graphs: ModelGraphs) -> LayerStack:
+        layers = LayerStack()
+        made: dict[int, fx.GraphModule] = {}
+        for index, kind in enumerate(self.spec.layer_kinds):
+            wired = graphs.first.get(kind, graphs.kinds[kind]) if index == 0 else graphs.kinds[kind]
+            layer = self._layer(wired, kind, index)
+            twin = made.setdefault(id(wired), layer)
+            # One code object for all layers of a kind: what is compiled for one serves the others.
+            type(layer).forward = type(twin).forward
+            layers.append(layer)
+        return layers
+
+    def _layer(self, wired: WiredGraph, kind: str, index: int) -> fx.GraphModule:
+        root = nn.Module()
+        for name, entry in self.spec.kinds[kind].blocks.items():
+            root.add_module(name, self.context.child(entry, f"layers.{index}.{name}"))
+        for attribute, value in wired.scalar_values(self.numbers, index).items():
+            setattr(root, attribute, value)
+        return fx.GraphModule(root, wired.graph, class_name=f"Layer_{kind}")
+
+
+def _tie_head(model: fx.GraphModule, spec: ModelSpec) -> None:
+    """Let every tied head share the weight of the token embedding."""
+    by_role = {name: getattr(model, name) for name in spec.blocks}
+    heads = [block for block in by_role.values() if getattr(block, "tied", False)]
+    if not heads:
+        return
+    embeddings = [block for block in by_role.values() if block.role == "embedding"]
+    if len(embeddings) != 1:
+        raise SpecError(
+            f"{spec.name}: a tied head needs exactly one token embedding, not {len(embeddings)}"
+        )
+    for head in heads:
+        head.tie(embeddings[0])

@@ -1,0 +1,80 @@
+"""Reading a checkpoint's config.json by field name, as `${hf:...}` and `${calc:...}` do.
+
+Published configs nest the language model's fields under `text_config` in multimodal checkpoints,
+call one thing by several names, and write null where a value is to be derived. This file knows
+those habits of the format; which field means what is said by the YAML that asks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_MISSING_MARK = re.compile("\u27e8missing:(.*?)\u27e9")
+
+
+class Missing:
+    """A field that config.json does not have: stands in for its value until someone needs it.
+
+    Defaults may be nested (`${hf:head_dim,${calc:'...'}}`) and the inner one is evaluated first, so
+    a missing field is only an error if it is what a setting ends up with. Inside a longer string
+    (a wiring equation) it leaves a mark that `missing_fields` finds.
+    """
+
+    def __init__(self, field: str) -> None:
+        self.field = field
+
+    def __str__(self) -> str:
+        return f"\u27e8missing:{self.field}\u27e9"
+
+    __repr__ = __str__
+
+
+class ConfigFields:
+    """The fields of one config.json; `text_config`, where there is one, is looked up first."""
+
+    def __init__(self, config: Mapping[str, Any] | None, source: str = "config.json") -> None:
+        self.source = source
+        self.is_empty = not config
+        outer = dict(config or {})
+        inner = outer.get("text_config")
+        self._fields: dict[str, Any] = {**outer, **inner} if isinstance(inner, Mapping) else outer
+
+    def get(self, names: str) -> Any:
+        """The value of the first of `names` ("a|b|c", each may be dotted) that is there.
+
+        A null counts as there only if no later name has a value; a field found nowhere gives a
+        `Missing`.
+        """
+        found: Any = Missing(names)
+        for name in names.split("|"):
+            value = self._one(name.strip())
+            if value is None and isinstance(found, Missing):
+                found = None
+            elif value is not None and not isinstance(value, Missing):
+                return value
+        return found
+
+    def _one(self, dotted: str) -> Any:
+        value: Any = self._fields
+        for key in dotted.split("."):
+            if not isinstance(value, Mapping) or key not in value:
+                return Missing(dotted)
+            value = value[key]
+        return value
+
+    def __contains__(self, name: str) -> bool:
+        return not isinstance(self.get(name), Missing)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+
+def missing_fields(value: Any) -> list[str]:
+    """Names of the config fields that `value` (a resolved YAML leaf) needed and did not get."""
+    if isinstance(value, Missing):
+        return [value.field]
+    if isinstance(value, str):
+        return _MISSING_MARK.findall(value)
+    return []

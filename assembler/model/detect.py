@@ -1,0 +1,97 @@
+"""Which conf a checkpoint belongs to, from its config.json and what each conf `matches`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from assembler.errors import SpecError, did_you_mean
+from assembler.model.conf_files import ConfFile, matches_of
+
+_KEYS = ("architectures", "model_type", "config_class")
+
+
+def detect_conf(config: Mapping[str, Any], roots: Sequence[Path]) -> ConfFile:
+    """The conf whose `matches` fit `config`, a parsed config.json.
+
+    `config["architectures"]` decides; if no conf names one of them, `model_type`; then the name of
+    the config's class (`auto_map.AutoConfig` of checkpoints that bring their own code). Each entry
+    of `matches` is one name or a list of names, the aliases among them.
+
+    Raises:
+        SpecError: nothing matches (lists what is available, and the nearest names), or two confs
+            of equal standing do.
+    """
+    confs = list(matches_of(roots))
+    for conf, matches in confs:
+        _check_keys(conf, matches)
+    for key, read in _READERS.items():
+        wanted = read(config)
+        fitting = [conf for conf, matches in confs if wanted & _names(matches.get(key))]
+        if fitting:
+            return _the_one(fitting, roots, key, wanted)
+    raise SpecError(_nothing_fits(config, confs))
+
+
+def _the_one(
+    fitting: list[ConfFile], roots: Sequence[Path], key: str, wanted: set[str]
+) -> ConfFile:
+    """The conf of the best root; two in the same root would make the choice arbitrary."""
+    for root in roots:
+        here = [conf for conf in fitting if conf.path.parent.parent == root]
+        if len(here) == 1:
+            return here[0]
+        if here:
+            names = " and ".join(conf.where(("matches",)) for conf in here)
+            raise SpecError(
+                f"{key} {', '.join(sorted(wanted))} is matched by {names}: "
+                f"pass conf={here[0].name} or conf={here[1].name}"
+            )
+    raise AssertionError("every conf was found below a root")
+
+
+def _nothing_fits(config: Mapping[str, Any], confs: list[tuple[ConfFile, Any]]) -> str:
+    names = {name for _, m in confs for key in _KEYS for name in _names(m.get(key))}
+    wanted = [name for read in _READERS.values() for name in sorted(read(config))]
+    if not wanted:
+        return (
+            "the checkpoint's config.json names no architecture (neither 'architectures' nor "
+            "'model_type'): say which with conf=NAME"
+        )
+    hints = dict.fromkeys(hint for name in wanted if (hint := did_you_mean(name, names)))
+    available = ", ".join(sorted({conf.name for conf, _ in confs}))
+    return (
+        f"no conf matches this checkpoint ({', '.join(wanted)}).{''.join(hints)} Available: "
+        f"{available}. Pass conf=NAME, or write a conf for it (conf=./my.yaml)"
+    )
+
+
+def _check_keys(conf: ConfFile, matches: Mapping[str, Any]) -> None:
+    for key, value in matches.items():
+        if key not in _KEYS:
+            raise SpecError(
+                f"{conf.where(('matches', key))}: matches has no '{key}'."
+                f"{did_you_mean(key, _KEYS)} Known: {', '.join(_KEYS)}"
+            )
+        if not all(isinstance(name, str) for name in _names(value)):
+            raise SpecError(
+                f"{conf.where(('matches', key))}: matches.{key} takes a name or a list of names"
+            )
+
+
+def _names(value: Any) -> set[str]:
+    return set(value) if isinstance(value, list) else {value} if value is not None else set()
+
+
+def _config_class(config: Mapping[str, Any]) -> set[str]:
+    auto = config.get("auto_map")
+    name = auto.get("AutoConfig") if isinstance(auto, Mapping) else None
+    return {str(name).rpartition(".")[2]} if name else set()
+
+
+_READERS: Mapping[str, Callable[[Mapping[str, Any]], set[str]]] = {
+    "architectures": lambda config: _names(config.get("architectures") or []),
+    "model_type": lambda config: _names(config.get("model_type")),
+    "config_class": _config_class,
+}

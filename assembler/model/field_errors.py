@@ -1,0 +1,105 @@
+"""Turning pydantic's findings into messages of the model language.
+
+Each message says where the value was set, what is wrong and what would be right.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from assembler.errors import did_you_mean
+from assembler.model.registry import BlockRegistry
+
+KeyPath = tuple[str | int, ...]
+Where = Callable[[KeyPath], str]
+
+
+def dotted(key: KeyPath) -> str:
+    """("layers", "wiring", 0) -> "layers.wiring[0]"."""
+    text = "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in key)
+    return text.removeprefix(".")
+
+
+def field_errors(
+    error: ValidationError,
+    model: type[BaseModel],
+    registry: BlockRegistry,
+    key_of: Callable[[KeyPath], KeyPath],
+    where: Where,
+) -> list[str]:
+    """One line for each finding of `error`, raised while validating `model`.
+
+    `key_of` turns a path inside the model into one inside the YAML file.
+    """
+    lines = []
+    for finding in error.errors():
+        # The tag of a nested block is part of pydantic's path but not of the YAML's.
+        location = tuple(k for k in finding["loc"] if k not in registry)
+        key = key_of(location)
+        owner = _owner(finding["loc"], model, registry)
+        lines.append(f"{where(key)}: {dotted(key)}: {_message(finding, owner)}")
+    return lines
+
+
+def unknown_block(name: Any, registry: BlockRegistry, role: str | None = None) -> str:
+    """The message for a `block:` that names none."""
+    names = registry.names(role)
+    if name is None:
+        return f"an entry needs `block:`, one of {', '.join(names)}"
+    return f"unknown block '{name}'.{did_you_mean(str(name), names)} Known: {', '.join(names)}"
+
+
+def _owner(loc: Iterable[Any], model: type[BaseModel], registry: BlockRegistry) -> type[BaseModel]:
+    """The model whose field a finding is about (the innermost one on its path)."""
+    owner = model
+    for key in list(loc)[:-1]:
+        if key in registry:
+            owner = registry[key]
+            continue
+        field = owner.model_fields.get(key) if isinstance(key, str) else None
+        inner = field and _model_in(field.annotation)
+        owner = inner or owner
+    return owner
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The pydantic model inside `Model`, `Model | None` or `dict[str, Model]`, if there is one."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        if (found := _model_in(inner)) is not None:
+            return found
+    return None
+
+
+def _message(finding: dict[str, Any], owner: type[BaseModel]) -> str:
+    given, context = finding.get("input"), finding.get("ctx", {})
+    field = finding["loc"][-1] if finding["loc"] else ""
+    match finding["type"]:
+        case "extra_forbidden":
+            known = [name for name in owner.model_fields if name != "block"]
+            title = owner.__name__.removesuffix("Document")
+            return (
+                f"unknown field '{field}' of {title}.{did_you_mean(str(field), known)} "
+                f"Known: {', '.join(known)}"
+            )
+        case "missing":
+            info = owner.model_fields.get(str(field))
+            meaning = f" ({info.description})" if info is not None and info.description else ""
+            return f"required, but not given{meaning}"
+        case "literal_error":
+            names = re.findall(r"'([^']*)'", context["expected"])
+            return f"{given!r} is none of {context['expected']}.{did_you_mean(str(given), names)}"
+        case "union_tag_invalid":
+            names = re.findall(r"'([^']*)'", context["expected_tags"])
+            hint = did_you_mean(context["tag"], names)
+            return f"unknown block '{context['tag']}' here.{hint} Known: {', '.join(names)}"
+        case "union_tag_not_found":
+            return "a nested block needs `block:`"
+        case "value_error":
+            return str(context["error"])
+    return f"{finding['msg'][0].lower()}{finding['msg'][1:]} (got {given!r})"

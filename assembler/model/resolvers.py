@@ -1,0 +1,75 @@
+"""The interpolations of the model language: `${hf:...}`, `${hf_rope:...}` and `${calc:'...'}`.
+
+OmegaConf keeps resolvers in a table of the process. Ours hold no state: the config.json they read
+is stored in the root of the composed config under a hidden key, so that two models are resolved
+side by side without knowing of each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import AnyNode, DictConfig, OmegaConf
+
+from assembler.errors import SpecError
+from assembler.model import expressions
+from assembler.model.config_fields import ConfigFields, Missing
+from assembler.model.rope_config import rope_settings
+
+_HIDDEN_KEY = "_config_fields"
+
+
+def bind_config(composed: DictConfig, fields: ConfigFields) -> None:
+    """Let the interpolations below the root `composed` read `fields`."""
+    composed._set_flag(["struct", "readonly"], [False, False])
+    composed._set_item_impl(_HIDDEN_KEY, AnyNode(fields, flags={"allow_objects": True}))
+
+
+def _fields(root: DictConfig) -> ConfigFields:
+    node = root._get_node(_HIDDEN_KEY)
+    assert node is not None, "bind_config comes before resolving"
+    return node._value()  # type: ignore[union-attr]
+
+
+def _hf(names: str, *default: Any, _root_: DictConfig) -> Any:
+    """`${hf:field}` / `${hf:field,default}`: with a default, null counts as absent."""
+    if len(default) > 1:
+        raise SpecError(f"${{hf:{names},...}} takes one default, not {len(default)}")
+    value = _fields(_root_).get(names)
+    if default and (value is None or isinstance(value, Missing)):
+        return default[0]
+    return value
+
+
+def _hf_rope(*args: Any, _root_: DictConfig) -> Any:
+    """`${hf_rope:}`, `${hf_rope:layer_type}`, `${hf_rope:null,{theta: 10000.0}}`."""
+    args = tuple(a for a in args if a != "")
+    if len(args) > 2 or (len(args) == 2 and not isinstance(args[1], Mapping)):
+        raise SpecError(
+            "${hf_rope:...} takes a layer type and a mapping of defaults, both optional"
+        )
+    layer_type = args[0] if args else None
+    return rope_settings(_fields(_root_), layer_type, args[1] if len(args) == 2 else None)
+
+
+def _calc(text: Any, _root_: DictConfig) -> Any:
+    """`${calc:'expr'}`: arithmetic over the fields of config.json; absent fields stay absent."""
+    fields = _fields(_root_)
+    absent: list[Missing] = []
+
+    def name(field: str) -> Any:
+        value = fields.get(field)
+        if isinstance(value, Missing):
+            absent.append(value)
+            return 1  # any number: the result is thrown away
+        return value
+
+    value = expressions.evaluate(expressions.parse(str(text)), name)
+    return absent[0] if absent else value
+
+
+def register_resolvers() -> None:
+    """Make the three interpolations known to OmegaConf (idempotent)."""
+    for name, resolver in {"hf": _hf, "hf_rope": _hf_rope, "calc": _calc}.items():
+        OmegaConf.register_new_resolver(name, resolver, replace=True)

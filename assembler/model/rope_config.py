@@ -1,0 +1,113 @@
+"""`${hf_rope:}`: the RoPE settings of a config.json in one normal form, whatever its dialect.
+
+Three dialects are in use: `rope_theta` + `rope_scaling {type | rope_type, ...}` with
+`partial_rotary_factor` or `rotary_pct` (transformers 4 and the hub), `rope_parameters {rope_type,
+rope_theta, ...}` (transformers 5), and the latter nested per layer type, where null means no
+rotation. A `rope_scaling` that is set replaces `rope_parameters`, as in transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from assembler.errors import SpecError
+from assembler.model.config_fields import ConfigFields, Missing
+
+_THETA_FIELDS = "rope_theta|rotary_emb_base|rope_base"
+_PARTIAL_FIELDS = "partial_rotary_factor|rotary_pct"
+# Models with a base of their own for sliding-window layers name it beside `rope_theta`; what
+# `rope_scaling` says is then about the other layers.
+_LOCAL_THETA_FIELDS = "rope_local_base_freq|local_rope_theta"
+_SCALED_TO_A_PRETRAINED_LENGTH = ("llama3", "yarn", "longrope")
+_NEEDS_MAX_LENGTH = ("dynamic", "longrope")
+_RENAMED = {"rope_theta": "theta", "partial_rotary_factor": "partial"}
+_TYPE_KEYS = ("rope_type", "type")
+
+
+def rope_settings(
+    fields: ConfigFields, layer_type: str | None = None, defaults: Mapping[str, Any] | None = None
+) -> dict[str, Any] | Missing | None:
+    """The settings in the normal form of `RopeSettings`, None for "no rotation".
+
+    Args:
+        fields: the checkpoint's config.
+        layer_type: which entry of a per-layer-type config to read, e.g. "sliding_attention".
+        defaults: settings for what the config leaves out (defaults of its model type).
+
+    Raises:
+        SpecError: the config holds several RoPE settings and `layer_type` names none of them.
+    """
+    declared = _declared(fields, layer_type)
+    if declared is None:
+        return None
+    settings: dict[str, Any] = {"type": _type_of(declared)}
+    settings |= {
+        _RENAMED.get(key, key): value
+        for key, value in declared.items()
+        if key not in _TYPE_KEYS and value is not None
+    }
+    _fill(settings, "theta", fields.get(_THETA_FIELDS))
+    _fill(settings, "partial", fields.get(_PARTIAL_FIELDS))
+    for key, value in (defaults or {}).items():
+        _fill(settings, key, value)
+    if "theta" not in settings:
+        return Missing(_THETA_FIELDS)
+    _fill_lengths(settings, fields)
+    return settings
+
+
+def _declared(fields: ConfigFields, layer_type: str | None) -> Mapping[str, Any] | None:
+    """The RoPE dict the config declares for this layer type ({} when it declares none)."""
+    local_theta = fields.get(_LOCAL_THETA_FIELDS)
+    declared = _present(fields.get("rope_scaling")) or _present(fields.get("rope_parameters")) or {}
+    nested = {k: v for k, v in declared.items() if v is None or isinstance(v, Mapping)}
+    if any(isinstance(v, Mapping) for v in nested.values()):
+        return _nested(nested, layer_type)
+    if layer_type == "sliding_attention" and _present(local_theta) is not None:
+        return {"rope_theta": local_theta}
+    return declared
+
+
+def _nested(nested: Mapping[str, Any], layer_type: str | None) -> Mapping[str, Any] | None:
+    if layer_type in nested:
+        return nested[layer_type]
+    distinct = [v for i, v in enumerate(nested.values()) if v not in list(nested.values())[:i]]
+    if layer_type is None and len(distinct) == 1:
+        return distinct[0]
+    kinds = ", ".join(f"'{kind}'" for kind in nested)
+    asked = f"'{layer_type}' is not among them" if layer_type else "none is named"
+    raise SpecError(
+        f"config.json gives RoPE settings per layer type ({kinds}) and {asked}: "
+        f"write ${{hf_rope:{next(iter(nested))}}} in the variant of that kind"
+    )
+
+
+def _type_of(declared: Mapping[str, Any]) -> str:
+    kind = next((declared[key] for key in _TYPE_KEYS if declared.get(key)), "default")
+    # Phi-3 called LongRoPE "su" and, in later files, "yarn"; its factor lists tell it apart.
+    if kind == "su" or (kind == "yarn" and "long_factor" in declared):
+        return "longrope"
+    return kind
+
+
+def _fill(settings: dict[str, Any], key: str, value: Any) -> None:
+    if key not in settings and _present(value) is not None:
+        settings[key] = value
+
+
+def _fill_lengths(settings: dict[str, Any], fields: ConfigFields) -> None:
+    """Add the context lengths that the scaled types compute with."""
+    longest = _present(fields.get("max_position_embeddings"))
+    if settings["type"] in _SCALED_TO_A_PRETRAINED_LENGTH:
+        # At the top level it is the pretrained length whatever the dict says (Phi-3).
+        original = _present(fields.get("original_max_position_embeddings"))
+        if original is not None:
+            settings["original_max_position_embeddings"] = original
+        _fill(settings, "original_max_position_embeddings", longest)
+    if settings["type"] in _NEEDS_MAX_LENGTH:
+        _fill(settings, "max_position_embeddings", longest)
+
+
+def _present(value: Any) -> Any:
+    return None if isinstance(value, Missing) else value
