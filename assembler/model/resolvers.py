@@ -43,14 +43,14 @@ def _hf(names: str, *default: Any, _root_: DictConfig) -> Any:
 
 
 def _hf_rope(*args: Any, _root_: DictConfig) -> Any:
-    """`${hf_rope:}`, `${hf_rope:layer_type}`, `${hf_rope:null,{theta: 10000.0}}`."""
-    args = tuple(a for a in args if a != "")
-    if len(args) > 2 or (len(args) == 2 and not isinstance(args[1], Mapping)):
+    """`${hf_rope:}`, `${hf_rope:kind}`, `${hf_rope:null,{theta: 1e4}}`, `${hf_rope:k,{},field}`."""
+    layer_type, defaults, own_theta = (*(a or None for a in args), None, None, None)[:3]
+    if len(args) > 3 or not isinstance(defaults, Mapping | None):
         raise SpecError(
-            "${hf_rope:...} takes a layer type and a mapping of defaults, both optional"
+            "${hf_rope:...} takes a layer type, a mapping of defaults and the field with a theta "
+            "of that layer type's own, all of them optional"
         )
-    layer_type = args[0] if args else None
-    return rope_settings(_fields(_root_), layer_type, args[1] if len(args) == 2 else None)
+    return rope_settings(_fields(_root_), layer_type, defaults, own_theta)
 
 
 def _calc(text: Any, _root_: DictConfig) -> Any:

@@ -16,9 +16,6 @@ from assembler.model.config_fields import ConfigFields, Missing
 
 _THETA_FIELDS = "rope_theta|rotary_emb_base|rope_base"
 _PARTIAL_FIELDS = "partial_rotary_factor|rotary_pct"
-# Models with a base of their own for sliding-window layers name it beside `rope_theta`; what
-# `rope_scaling` says is then about the other layers.
-_LOCAL_THETA_FIELDS = "rope_local_base_freq|local_rope_theta"
 _SCALED_TO_A_PRETRAINED_LENGTH = ("llama3", "yarn", "longrope")
 _NEEDS_MAX_LENGTH = ("dynamic", "longrope")
 _RENAMED = {"rope_theta": "theta", "partial_rotary_factor": "partial"}
@@ -26,7 +23,10 @@ _TYPE_KEYS = ("rope_type", "type")
 
 
 def rope_settings(
-    fields: ConfigFields, layer_type: str | None = None, defaults: Mapping[str, Any] | None = None
+    fields: ConfigFields,
+    layer_type: str | None = None,
+    defaults: Mapping[str, Any] | None = None,
+    own_theta: str | None = None,
 ) -> dict[str, Any] | Missing | None:
     """The settings in the normal form of `RopeSettings`, None for "no rotation".
 
@@ -34,11 +34,13 @@ def rope_settings(
         fields: the checkpoint's config.
         layer_type: which entry of a per-layer-type config to read, e.g. "sliding_attention".
         defaults: settings for what the config leaves out (defaults of its model type).
+        own_theta: the field in which a config that is not nested gives this layer type a theta of
+            its own (Gemma 3's `rope_local_base_freq`); what else it says is then about the others.
 
     Raises:
         SpecError: the config holds several RoPE settings and `layer_type` names none of them.
     """
-    declared = _declared(fields, layer_type)
+    declared = _declared(fields, layer_type, own_theta)
     if declared is None:
         return None
     settings: dict[str, Any] = {"type": _type_of(declared)}
@@ -47,7 +49,8 @@ def rope_settings(
         for key, value in declared.items()
         if key not in _TYPE_KEYS and value is not None
     }
-    _fill(settings, "theta", fields.get(_THETA_FIELDS))
+    if own_theta is None:
+        _fill(settings, "theta", fields.get(_THETA_FIELDS))
     _fill(settings, "partial", fields.get(_PARTIAL_FIELDS))
     for key, value in (defaults or {}).items():
         _fill(settings, key, value)
@@ -57,16 +60,15 @@ def rope_settings(
     return settings
 
 
-def _declared(fields: ConfigFields, layer_type: str | None) -> Mapping[str, Any] | None:
+def _declared(
+    fields: ConfigFields, layer_type: str | None, own_theta: str | None
+) -> Mapping[str, Any] | None:
     """The RoPE dict the config declares for this layer type ({} when it declares none)."""
-    local_theta = fields.get(_LOCAL_THETA_FIELDS)
     declared = _present(fields.get("rope_scaling")) or _present(fields.get("rope_parameters")) or {}
     nested = {k: v for k, v in declared.items() if v is None or isinstance(v, Mapping)}
     if any(isinstance(v, Mapping) for v in nested.values()):
         return _nested(nested, layer_type)
-    if layer_type == "sliding_attention" and _present(local_theta) is not None:
-        return {"rope_theta": local_theta}
-    return declared
+    return declared if own_theta is None else {"rope_theta": _present(fields.get(own_theta))}
 
 
 def _nested(nested: Mapping[str, Any], layer_type: str | None) -> Mapping[str, Any] | None:

@@ -209,6 +209,8 @@ class _LineParser:
         name = node.func.id
         if node.keywords or any(isinstance(arg, ast.Starred) for arg in node.args):
             raise WiringError(f"{name}(...) takes plain arguments; options belong to the block")
+        if name == "softcap" and len(node.args) == 2 and _is_none(node.args[1]):
+            return self._node(node.args[0])  # a config's null: no cap
         args = tuple(self._node(arg) for arg in node.args)
         if name in self.scope.blocks:
             self.called.add(name)
@@ -235,3 +237,7 @@ class _LineParser:
         if len(args) != wanted:
             raise WiringError(f"{name}(...) takes {wanted} arguments, not {len(args)}")
         return Call(name, args, "function")
+
+
+def _is_none(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value is None
