@@ -1,0 +1,49 @@
+"""A language model as data: two YAML files become a checked, loaded, generating torch module.
+
+    from assembler import LLM, SamplingParams
+    llm = LLM("path/to/checkpoint")
+    print(llm.generate(["Hello"], SamplingParams(max_tokens=32))[0].outputs[0].text)
+
+The names below are the public interface; each is imported when first used, so that
+`import assembler` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "LLM": "assembler.llm",
+    "SamplingParams": "assembler.engine.sampling_params",
+    "RequestOutput": "assembler.engine.outputs",
+    "load_model": "assembler.loading",
+    "logits": "assembler.loading",
+    "load_spec": "assembler.model.compose",
+    "build_model": "assembler.model.build",
+    "AssemblerError": "assembler.errors",
+}
+__all__ = [*_HOMES, "__version__"]
+
+if TYPE_CHECKING:
+    from assembler.engine.outputs import RequestOutput
+    from assembler.engine.sampling_params import SamplingParams
+    from assembler.errors import AssemblerError
+    from assembler.llm import LLM
+    from assembler.loading import load_model, logits
+    from assembler.model.build import build_model
+    from assembler.model.compose import load_spec
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'assembler' has no attribute '{name}'")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

