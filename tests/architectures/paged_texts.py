@@ -1,0 +1,80 @@
+"""Runs texts through a model over paged KV memory by hand: no engine, no scheduler.
+
+What a scheduler would decide is fixed here so that little can hide: pages are dealt out in a
+shuffled order, texts share the step, and memory nobody has written holds large numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from assembler.blocks.context import ForwardContext
+from assembler.kernels.dispatch import attention_backend
+from assembler.kernels.paged_batch import PagedBatch
+
+
+class PagedTexts:
+    """Some texts, each with the pages it needs, and how far each has been read."""
+
+    def __init__(
+        self, model: nn.Module, texts: torch.Tensor, backend: str, page_size: int = 4
+    ) -> None:
+        """`texts` is [S, length]; the cache has room for all of it and a few pages to spare."""
+        self.model = model
+        self.texts = texts
+        self.page_size = page_size
+        self.done = [0] * len(texts)
+        self.backend = attention_backend(backend, torch.device("cpu"))
+        pages_each = -(-texts.shape[1] // page_size)
+        generator = torch.Generator().manual_seed(3)
+        order = torch.randperm(len(texts) * pages_each + 3, generator=generator)
+        self.pages = order[: len(texts) * pages_each].view(len(texts), pages_each)
+        blocks = [block for block in model.modules() if hasattr(block, "cache_index")]
+        self.kv_caches = []
+        for block in sorted(blocks, key=lambda block: block.cache_index):
+            spec = block.cache_spec()
+            shape = (len(order), page_size, spec.num_kv_heads, spec.head_dim)
+            pair = tuple(30 * torch.randn(shape, generator=generator) for _ in range(2))
+            self.kv_caches.append(pair)
+
+    @torch.no_grad()
+    def advance(self, counts: Sequence[int], prompts: Sequence[int]) -> list[torch.Tensor]:
+        """Read `counts[s]` more tokens of each text; returns their logits, [count, vocab] each.
+
+        `prompts[s]` is how long text s is known to be: RoPE types that depend on the length of a
+        text get at least that.
+        """
+        spans = [range(d, d + n) for d, n in zip(self.done, counts, strict=True)]
+        ids = torch.cat([self.texts[s, span.start : span.stop] for s, span in enumerate(spans)])
+        self.done = [span.stop for span in spans]
+        logits = self.model(ids, self._context(spans, prompts))
+        return list(logits.split(list(counts)))
+
+    def _context(self, spans: Sequence[range], prompts: Sequence[int]) -> ForwardContext:
+        slots = [
+            int(self.pages[s, p // self.page_size]) * self.page_size + p % self.page_size
+            for s, span in enumerate(spans)
+            for p in span
+        ]
+        lengths = [
+            max(known, p + 1) for known, span in zip(prompts, spans, strict=True) for p in span
+        ]
+        starts = torch.tensor([0, *map(len, spans)]).cumsum(0)
+        paged = PagedBatch(
+            slot_mapping=torch.tensor(slots),
+            page_table=self.pages.to(torch.int32),
+            cu_seqlens_q=starts.to(torch.int32),
+            context_lens=torch.tensor([span.stop for span in spans], dtype=torch.int32),
+            max_seqlen_q=max(map(len, spans)),
+            max_context_len=max(span.stop for span in spans),
+        )
+        return ForwardContext(
+            positions=torch.tensor([p for span in spans for p in span]),
+            sequence_lengths=torch.tensor(lengths),
+            paged=paged,
+            attention=self.backend,
+            kv_caches=self.kv_caches,
+        )
