@@ -1,0 +1,121 @@
+"""A checkpoint as its headers describe it: every tensor, the config, and what is wrong with them.
+
+`read_checkpoint_index` is the only way in, for a folder of safetensors, a single file, or GGUF.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from assembler.errors import CheckpointError, did_you_mean
+from assembler.weights.finding import Finding
+from assembler.weights.gguf_index import read_gguf, read_gguf_folder
+from assembler.weights.safetensors_index import read_safetensors_file, read_safetensors_folder
+from assembler.weights.tensor_data import MappedFiles
+from assembler.weights.tensor_info import TensorInfo, TensorListing
+
+__all__ = ["CheckpointIndex", "TensorInfo", "read_checkpoint_index"]
+
+
+@dataclass(frozen=True)
+class CheckpointIndex:
+    """All that is known of a checkpoint before any weight is read."""
+
+    root: Path  # the folder or the file it was read from
+    format: Literal["safetensors", "gguf"]
+    tensors: Mapping[str, TensorInfo]
+    config: Mapping[str, Any]  # config.json ({} if there is none); for GGUF the raw metadata
+    metadata: Mapping[str, Any]
+    findings: tuple[Finding, ...] = ()
+    files: MappedFiles = field(default_factory=MappedFiles, repr=False, compare=False)
+
+    def read(self, name: str) -> torch.Tensor:
+        """The values of tensor `name`, on the CPU, in torch's order of dimensions.
+
+        Plain types come in their own dtype as copy-on-write views of the mapped file (no copy);
+        quantised GGUF tensors come dequantised to float32. Maps stay open until `close`.
+
+        Raises CheckpointError for an unknown name, an unsupported type or a truncated file.
+        """
+        info = self.tensors.get(name)
+        if info is None:
+            near = did_you_mean(name, self.tensors)
+            raise CheckpointError(f"{self.root}: has no tensor '{name}'.{near}")
+        return self.files.read(info)
+
+    def close(self) -> None:
+        """Let go of the mapped files. Tensors already read stay valid."""
+        self.files.close()
+
+
+def read_checkpoint_index(path: Path) -> CheckpointIndex:
+    """Read the headers (and nothing else) of the checkpoint at `path`.
+
+    `path` is a folder in the layout of the Hugging Face hub, a `.safetensors` file (with the
+    `config.json` beside it, if any) or a `.gguf` file. What a report can list becomes a finding;
+    CheckpointError is raised where no list of tensors can be made at all.
+    """
+    with _collector_paused():
+        return _read(Path(path))
+
+
+def _read(path: Path) -> CheckpointIndex:
+    if path.is_dir():
+        has_safetensors = any(path.glob("*.safetensors*"))
+        if has_safetensors or not any(path.glob("*.gguf")):
+            return _safetensors(path, read_safetensors_folder(path), path / "config.json")
+        return _gguf(path, read_gguf_folder(path))
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such folder or file.")
+    if path.suffix == ".safetensors":
+        return _safetensors(path, read_safetensors_file(path), path.with_name("config.json"))
+    if path.suffix == ".gguf":
+        return _gguf(path, read_gguf(path))
+    raise CheckpointError(
+        f"{path}: is no checkpoint. Pass a folder, a .safetensors file or a .gguf file."
+    )
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Hold the cycle collector back: over many small objects, none in a cycle, it doubles time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _safetensors(path: Path, listing: TensorListing, config_file: Path) -> CheckpointIndex:
+    config = _read_config(config_file)
+    return CheckpointIndex(
+        path, "safetensors", listing.tensors, config, listing.metadata, listing.findings
+    )
+
+
+def _gguf(path: Path, listing: TensorListing) -> CheckpointIndex:
+    metadata = listing.metadata
+    return CheckpointIndex(path, "gguf", listing.tensors, metadata, metadata, listing.findings)
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    """The object in `config.json`; empty without one, since a model YAML may need none of it."""
+    if not file.is_file():
+        return {}
+    try:
+        config = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: cannot be read as JSON: {error}.") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file}: holds no JSON object but a {type(config).__name__}.")
+    return config
