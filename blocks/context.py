@@ -43,7 +43,7 @@ class BuildContext:
     make: Callable[[BuildContext, Any], nn.Module] = field(repr=False, default=None)  # type: ignore[assignment]
 
     def child(self, spec: Any, name: str, width: int | None = None) -> nn.Module:
-        """Build the nested block `spec` (a validated field), over `width` (default: hidden_size)."""
+        """Build the nested block `spec` (a validated field) over `width`, default hidden_size."""
         path = f"{self.path}.{name}" if self.path else name
         return self.make(replace(self, path=path, hidden_size=width or self.hidden_size), spec)
 
@@ -66,8 +66,8 @@ class ForwardContext:
     # One (key, value) pair an attention block, each [pages, page_size, kv_heads, head_dim].
     kv_caches: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()
     logit_rows: torch.Tensor | None = None  # rows of [T] whose logits are wanted; None means all
-    # Results that several blocks of one pass share (RoPE cos/sin), keyed by the block that made
-    # them. It lives as long as the pass.
+    # Results that several blocks of one pass share (RoPE cos/sin), keyed by all they depend on
+    # besides the pass. It lives as long as the pass.
     shared: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
@@ -92,5 +92,3 @@ class CacheSpec:
     num_kv_heads: int
     head_dim: int
     window: int | None = None  # keys further back than this are never read
-
-

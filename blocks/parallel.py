@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import torch
 
+from assembler.errors import SpecError
+
 ShardKind = Literal["column", "row", "vocab", "replicated"]
 
 
@@ -36,6 +38,16 @@ class TensorParallel:
         pieces = [torch.empty_like(x) for _ in range(self.size)]
         torch.distributed.all_gather(pieces, x.contiguous(), group=self.group)
         return torch.cat(pieces, dim=-1)
+
+    def local_rows(self, parts: tuple[Part, ...], path: str) -> tuple[range, ...]:
+        """The rows of each part that this rank holds.
+
+        Raises `SpecError`, naming the module at `path`, when a part cannot be shared evenly.
+        """
+        refusals = [reason for part in parts if (reason := part.refusal(self.size))]
+        if refusals:
+            raise SpecError(f"{path or 'linear'}: {'; '.join(refusals)}; choose another tp size")
+        return tuple(part.rank_rows(self.rank, self.size) for part in parts)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,87 @@
+"""Feed-forward blocks: the gated one of most present models and the plain one before it."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from assembler.blocks.activations import Activation
+from assembler.blocks.activations import activation as activation_function
+from assembler.blocks.context import BuildContext
+from assembler.blocks.linear import ColumnLinear, RowLinear
+from assembler.blocks.parallel import Part
+
+
+class GatedMLP(nn.Module):
+    """down(act(gate(x)) * up(x)): a gated linear unit (Shazeer, 2020), SwiGLU when act is silu.
+
+    Args:
+        intermediate_size: Width of gate and up, in features of the whole model.
+        activation: Function of the gate, by its name in the config (`hidden_act`), e.g. silu.
+        bias: Whether all three projections add a bias.
+    """
+
+    role: ClassVar[str] = "mlp"
+
+    def __init__(
+        self,
+        ctx: BuildContext,
+        *,
+        intermediate_size: Annotated[int, Field(gt=0)],
+        activation: Activation,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        gate, up = Part("gate", intermediate_size), Part("up", intermediate_size)
+        inner = Part("intermediate", intermediate_size)
+        self.gate_up = ColumnLinear(
+            ctx.hidden_size, (gate, up), bias, ctx.tp, f"{ctx.path}.gate_up"
+        )
+        self.down = RowLinear(inner, ctx.hidden_size, bias, ctx.tp, f"{ctx.path}.down")
+        self.activation = activation
+        self.act = activation_function(activation)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., hidden] -> [..., hidden]."""
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(self.act(gate) * up)
+
+    def extra_repr(self) -> str:
+        return f"activation={self.activation}"
+
+
+class MLP(nn.Module):
+    """down(act(up(x))): the feed-forward layer of the first transformer (Vaswani et al., 2017).
+
+    Args:
+        intermediate_size: Width between the two projections, in features of the whole model.
+        activation: Function between them, by its name in the config, e.g. gelu_new (GPT-2).
+        bias: Whether both projections add a bias.
+    """
+
+    role: ClassVar[str] = "mlp"
+
+    def __init__(
+        self,
+        ctx: BuildContext,
+        *,
+        intermediate_size: Annotated[int, Field(gt=0)],
+        activation: Activation,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        up, inner = Part("up", intermediate_size), Part("intermediate", intermediate_size)
+        self.up = ColumnLinear(ctx.hidden_size, (up,), bias, ctx.tp, f"{ctx.path}.up")
+        self.down = RowLinear(inner, ctx.hidden_size, bias, ctx.tp, f"{ctx.path}.down")
+        self.activation = activation
+        self.act = activation_function(activation)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., hidden] -> [..., hidden]."""
+        return self.down(self.act(self.up(x)))
+
+    def extra_repr(self) -> str:
+        return f"activation={self.activation}"

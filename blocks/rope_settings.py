@@ -1,0 +1,156 @@
+"""The settings of rotary position embeddings, one normal form for every published layout.
+
+Field names follow the `rope_parameters` of Hugging Face configs. No torch here: configs are read
+and checked long before a tensor exists.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+RopeType: TypeAlias = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
+
+_REQUIRED: dict[str, frozenset[str]] = {
+    "default": frozenset(),
+    "linear": frozenset({"factor"}),
+    "dynamic": frozenset({"factor", "max_position_embeddings"}),
+    "llama3": frozenset(
+        {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
+    ),
+    "yarn": frozenset({"original_max_position_embeddings"}),
+    "longrope": frozenset({"short_factor", "long_factor", "original_max_position_embeddings"}),
+}
+_OPTIONAL: dict[str, frozenset[str]] = {
+    "yarn": frozenset(
+        {
+            "factor",
+            "max_position_embeddings",
+            "attention_factor",
+            "beta_fast",
+            "beta_slow",
+            "mscale",
+            "mscale_all_dim",
+            "truncate",
+        }
+    ),
+    "longrope": frozenset({"factor", "max_position_embeddings", "attention_factor"}),
+}
+_COMMON = frozenset({"type", "theta", "partial"})
+
+
+class RopeSettings(BaseModel):
+    """How positions turn the queries and keys (RoFormer, Su et al., 2021) and how that stretches.
+
+    A field that the type does not use is refused rather than ignored; null counts as not given.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: RopeType = Field(
+        "default",
+        description="How the frequencies are stretched to longer texts: default (not at all), "
+        "linear, dynamic (NTK), llama3, yarn (Peng et al., 2023) or longrope (Ding et al., 2024).",
+    )
+    theta: float = Field(
+        10000.0, gt=1, description="Base of the wavelengths; `rope_theta` in most configs."
+    )
+    partial: float = Field(
+        1.0, gt=0, le=1, description="Share of each head that turns, from its first dimension on."
+    )
+    factor: float | None = Field(
+        None, gt=0, description="How many times longer than in pre-training texts may get."
+    )
+    original_max_position_embeddings: int | None = Field(
+        None, gt=0, description="Longest text of pre-training in tokens (llama3, yarn, longrope)."
+    )
+    max_position_embeddings: int | None = Field(
+        None,
+        gt=0,
+        description="Longest text in tokens: where dynamic starts to stretch; for yarn and "
+        "longrope its ratio to the original length stands in for an absent factor.",
+    )
+    low_freq_factor: float | None = Field(
+        None, gt=0, description="llama3: wavelengths above original length / this are stretched."
+    )
+    high_freq_factor: float | None = Field(
+        None, gt=0, description="llama3: wavelengths below original length / this are kept."
+    )
+    beta_fast: float | None = Field(
+        None,
+        gt=0,
+        description="yarn: dimensions turning more often than this are kept; 32 if null.",
+    )
+    beta_slow: float | None = Field(
+        None,
+        gt=0,
+        description="yarn: dimensions turning less often than this are stretched; 1 if null.",
+    )
+    mscale: float | None = Field(
+        None,
+        ge=0,
+        description="yarn: weight of the log of the factor in the attention factor (DeepSeek-V2); "
+        "counts only together with mscale_all_dim.",
+    )
+    mscale_all_dim: float | None = Field(
+        None, ge=0, description="yarn: divides by the same expression with this weight."
+    )
+    attention_factor: float | None = Field(
+        None,
+        gt=0,
+        description="yarn, longrope: multiplies cos and sin; derived from the factor if null.",
+    )
+    truncate: bool | None = Field(
+        None, description="yarn: round the borders of the ramp to whole dimensions; true if null."
+    )
+    short_factor: tuple[float, ...] | None = Field(
+        None, description="longrope: stretch of each frequency up to the original length."
+    )
+    long_factor: tuple[float, ...] | None = Field(
+        None, description="longrope: stretch of each frequency in longer texts."
+    )
+
+    @model_validator(mode="after")
+    def _check_fields_of_type(self) -> RopeSettings:
+        given = {name for name in type(self).model_fields if getattr(self, name) is not None}
+        required, optional = _REQUIRED[self.type], _OPTIONAL.get(self.type, frozenset())
+        problems = []
+        if missing := sorted(required - given):
+            problems.append(f"rope type '{self.type}' needs {', '.join(missing)}")
+        if unused := sorted(given - required - optional - _COMMON):
+            uses = ", ".join(sorted(required | optional)) or "only theta and partial"
+            problems.append(
+                f"rope type '{self.type}' does not use {', '.join(unused)}; it uses {uses}"
+            )
+        if not problems:
+            problems = self._find_contradictions()
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _find_contradictions(self) -> list[str]:
+        """What is wrong between fields that are all there."""
+        problems = []
+        if self.type == "llama3" and not self.low_freq_factor < self.high_freq_factor:
+            problems.append("high_freq_factor must be greater than low_freq_factor")
+        if self.type == "yarn" and (self.beta_fast or 32) < (self.beta_slow or 1):
+            problems.append("beta_fast must not be less than beta_slow")
+        stretches = self.type == "yarn" or (
+            self.type == "longrope" and self.attention_factor is None
+        )
+        if stretches and self.factor is None and self.max_position_embeddings is None:
+            problems.append(f"rope type '{self.type}' needs factor or max_position_embeddings")
+        if self.type == "longrope" and len(self.short_factor) != len(self.long_factor):
+            problems.append(
+                f"short_factor has {len(self.short_factor)} numbers, "
+                f"long_factor {len(self.long_factor)}"
+            )
+        return problems
+
+    @property
+    def stretch(self) -> float:
+        """The factor, or where it is not given the ratio of the two lengths (yarn, longrope)."""
+        if self.factor is not None:
+            return self.factor
+        return self.max_position_embeddings / self.original_max_position_embeddings

@@ -1,0 +1,65 @@
+"""Blocks split over ranks give what the whole block gives, every rank the same."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from block_harness import build_context, fill, randn, run_ranks
+
+from assembler.blocks.attention import RopeAttn
+from assembler.blocks.context import ForwardContext
+from assembler.blocks.embedding import Embedding, LMHead
+from assembler.blocks.mlp import MLP, GatedMLP
+from assembler.blocks.norms import RMSNorm
+from assembler.blocks.parallel import TensorParallel
+from assembler.blocks.rope import RopeSettings
+
+LENGTH = 5
+CTX = ForwardContext.dense(LENGTH)
+ATTENTION = {
+    "num_heads": 8,
+    "num_kv_heads": 2,
+    "head_dim": 8,
+    "qkv_bias": True,
+    "o_bias": True,
+    "qk_norm": partial(RMSNorm, eps=2e-3),
+    "rope": RopeSettings(),
+}
+FEED_FORWARD = {"intermediate_size": 56, "activation": "silu", "bias": True}
+
+
+def check(block, fields: dict, size: int, call) -> None:
+    """Every rank's result equals the whole block's."""
+
+    def build(tp: TensorParallel):
+        return block(build_context(tp=tp), **fields)
+
+    whole = fill(build(TensorParallel()))
+    with torch.no_grad():
+        expected = call(whole)
+    for got in run_ranks(size, whole, build, call):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_attention_split_by_heads_and_with_replicated_key_heads(size):
+    x = randn(2, LENGTH, 48)
+    check(RopeAttn, ATTENTION, size, lambda attn: attn(x, ForwardContext.dense(LENGTH)))
+
+
+@pytest.mark.parametrize("block", [GatedMLP, MLP])
+def test_feed_forward(block):
+    x = randn(2, LENGTH, 48)
+    check(block, FEED_FORWARD, 4, lambda mlp: mlp(x))
+
+
+def test_embedding_sums_the_shares_and_scales_once():
+    tokens = torch.tensor([[0, 19, 20, 39, 59]])
+    check(Embedding, {"scale": 7.0}, 3, lambda embed: embed(tokens))
+
+
+def test_head_gathers_the_logits():
+    x = randn(2, LENGTH, 48)
+    check(LMHead, {"bias": True}, 3, lambda head: head(x, CTX))
