@@ -25,7 +25,17 @@ _HOMES = {
     "build_model": "assembler.model.build",
     "AssemblerError": "assembler.errors",
 }
-__all__ = [*_HOMES, "__version__"]
+__all__ = [
+    "LLM",
+    "AssemblerError",
+    "RequestOutput",
+    "SamplingParams",
+    "__version__",
+    "build_model",
+    "load_model",
+    "load_spec",
+    "logits",
+]
 
 if TYPE_CHECKING:
     from assembler.engine.outputs import RequestOutput

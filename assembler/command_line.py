@@ -119,11 +119,15 @@ def _grammar(text: str) -> Any:
         raise OptionError(f"'{text}' is not a value Hydra's grammar knows") from None
 
 
-def describe_options(*models: type[BaseModel]) -> str:
-    """The help text of the keys: name, default and meaning, one a line."""
+def describe_options(model: type[BaseModel], leave_out: Sequence[str] = ()) -> str:
+    """The help text of a model's keys: name, default and meaning, one a line.
+
+    Keys of the class itself come before those it inherits.
+    """
     rows = []
-    for model in models:
-        for name, info in model.model_fields.items():
+    own_first = sorted(model.model_fields.items(), key=lambda f: f[0] not in model.__annotations__)
+    for name, info in own_first:
+        if name not in leave_out:
             default = "required" if info.is_required() else _shown(info.get_default())
             rows.append((f"{name}={default}", info.description or ""))
     width = min(34, max(len(row[0]) for row in rows))

@@ -23,7 +23,8 @@ from assembler.model.compose import load_spec, open_conf
 from assembler.model.conf_files import ancestry, search_roots
 from assembler.model.detect import detect_conf
 from assembler.model.spec import ModelSpec
-from assembler.weights.execute import dummy_load, execute_plan, materialize
+from assembler.weights.dummy import dummy_load
+from assembler.weights.execute import execute_plan, materialize, reset_buffers, tie_weights
 from assembler.weights.index import CheckpointIndex, read_checkpoint_index
 from assembler.weights.plan import LoadPlan, plan_load
 from assembler.weights.source import resolve_checkpoint
@@ -108,16 +109,32 @@ def load_weights(
         CheckpointError: the plan has findings (all are listed), or reading fails. The model is
             then not usable.
     """
-    model = assembly.model
-    if assembly.plan is None:
-        materialize(model, device, dtype)
+    model, plan = assembly.model, assembly.plan
+    if plan is not None:
+        plan.raise_for_findings()
+    materialize(model, device, dtype)
+    if plan is None:
         dummy_load(model, seed)
     else:
-        assembly.plan.raise_for_findings()
-        materialize(model, device, dtype)
-        execute_plan(assembly.plan, model, assembly.index, progress=progress)
+        execute_plan(plan, model, assembly.index, _running_total(progress, plan.nbytes))
         assembly.index.close()
+    reset_buffers(model, device)
+    tie_weights(model)
     return model.eval()
+
+
+def _running_total(progress: Progress | None, total: int) -> Callable[[int], None] | None:
+    """Adds up the bytes of each tensor for a bar."""
+    if progress is None:
+        return None
+    done = 0
+
+    def add(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        progress(done, total)
+
+    return add
 
 
 def load_model(
@@ -144,7 +161,7 @@ def load_model(
 
 
 def logits(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
-    """Run a loaded model densely, without a cache: [batch, length] ids -> [batch, length, vocab]."""
+    """Run a model densely, without a cache: ids [batch, length] -> [batch, length, vocab]."""
     if input_ids.dim() != 2:
         raise OptionError(f"input_ids is [batch, length], not {list(input_ids.shape)}")
     return model(input_ids, ForwardContext.dense(input_ids.shape[1], input_ids.device))

