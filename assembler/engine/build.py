@@ -1,0 +1,92 @@
+"""Putting an engine around a loaded model: how long, how many pages, and the parts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from assembler.engine.kv_cache import cache_specs, default_cache_bytes, pages_in_budget
+from assembler.engine.llm_engine import LLMEngine, TokenizerLike
+from assembler.engine.model_runner import ModelRunner
+from assembler.engine.options import EngineOptions
+from assembler.engine.page_pool import PagePool
+from assembler.engine.sampler import Sampler
+from assembler.engine.scheduler import Scheduler
+from assembler.errors import OptionError
+
+if TYPE_CHECKING:
+    from assembler.kernels.dispatch import AttentionBackend
+
+# Of a model that states no length, in an engine that is given none.
+DEFAULT_MAX_MODEL_LEN = 8192
+
+
+def build_engine(
+    model: nn.Module,
+    attention_backend: AttentionBackend,
+    tokenizer: TokenizerLike | None,
+    options: EngineOptions,
+    *,
+    vocab_size: int,
+    model_length: int | None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> LLMEngine:
+    """An engine that generates with `model`.
+
+    Args:
+        tokenizer: None: prompts are token ids and outputs have no text.
+        vocab_size: rows of the model's embedding.
+        model_length: the longest sequence the model was made for; None: it does not say.
+        dtype: of the cached keys and values.
+
+    Raises:
+        OptionError: the options contradict each other, the model or the memory.
+    """
+    device = torch.device(device)
+    max_model_len = _max_model_len(options.max_model_len, model_length)
+    num_pages = _num_pages(model, options, max_model_len, device, dtype)
+    scheduler = Scheduler(
+        PagePool(num_pages, options.page_size),
+        max_num_batched_tokens=options.max_num_batched_tokens,
+        max_num_seqs=options.max_num_seqs,
+    )
+    runner = ModelRunner(
+        model,
+        attention_backend,
+        num_pages=num_pages,
+        page_size=options.page_size,
+        device=device,
+        dtype=dtype,
+        sampler=Sampler(options.seed),
+    )
+    return LLMEngine(
+        runner, scheduler, tokenizer, vocab_size=vocab_size, max_model_len=max_model_len
+    )
+
+
+def _max_model_len(wanted: int | None, model_length: int | None) -> int:
+    """The longest sequence the engine serves."""
+    if wanted is None:
+        return model_length or DEFAULT_MAX_MODEL_LEN
+    if model_length is not None and wanted > model_length:
+        raise OptionError(
+            f"max_model_len={wanted} is more than the {model_length} tokens the model was made "
+            f"for. Lower it, or leave it out to use them all."
+        )
+    return wanted
+
+
+def _num_pages(
+    model: nn.Module,
+    options: EngineOptions,
+    max_model_len: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> int:
+    """Pages of the cache: what the budget holds, but no more than can ever be in use."""
+    budget = options.kv_cache_memory_bytes or default_cache_bytes(device)
+    pages = pages_in_budget(budget, cache_specs(model), options.page_size, dtype)
+    return min(pages, options.max_num_seqs * -(-max_model_len // options.page_size))

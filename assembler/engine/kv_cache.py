@@ -1,0 +1,105 @@
+"""The memory behind the pages: what one page takes, how many fit a budget, and their tensors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from assembler.blocks.context import CacheSpec
+from assembler.errors import OptionError
+
+KVCache = tuple[torch.Tensor, torch.Tensor]  # keys and values, each [P, page_size, K, D]
+
+_GPU_SHARE = 0.9  # of the memory that is free once the weights are there
+_HOST_SHARE = 0.25  # of the physical memory, which other programs use too
+_UNKNOWN_HOST_MEMORY = 16 << 30
+
+
+def cache_specs(model: nn.Module) -> list[CacheSpec]:
+    """What each attention block of `model` caches, in the order of `cache_index`."""
+    blocks = [m for m in model.modules() if hasattr(m, "cache_spec") and hasattr(m, "cache_index")]
+    blocks.sort(key=lambda block: block.cache_index)
+    assert [block.cache_index for block in blocks] == list(range(len(blocks)))
+    return [block.cache_spec() for block in blocks]
+
+
+def bytes_per_page(specs: Sequence[CacheSpec], page_size: int, dtype: torch.dtype) -> int:
+    """Bytes one page of `page_size` tokens takes over all attention blocks, keys and values."""
+    return sum(2 * page_size * s.num_kv_heads * s.head_dim for s in specs) * dtype.itemsize
+
+
+def default_cache_bytes(device: torch.device) -> int:
+    """The budget when the user names none: a share of the device's memory."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free * _GPU_SHARE)
+    try:
+        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not a POSIX system
+        physical = _UNKNOWN_HOST_MEMORY
+    return int(physical * _HOST_SHARE)
+
+
+def pages_in_budget(
+    budget: int, specs: Sequence[CacheSpec], page_size: int, dtype: torch.dtype
+) -> int:
+    """Pages that fit `budget` bytes.
+
+    Raises:
+        OptionError: not even one does.
+    """
+    page_bytes = bytes_per_page(specs, page_size, dtype)
+    num_pages = budget // max(page_bytes, 1)
+    if num_pages < 1:
+        raise OptionError(
+            f"{_size(budget)} of KV cache memory are too little for one page: page_size="
+            f"{page_size} tokens take {_size(page_bytes)} over {len(specs)} attention blocks in "
+            f"{str(dtype).removeprefix('torch.')}. Set kv_cache_memory_bytes to {page_bytes} or "
+            f"more, or lower page_size."
+        )
+    return num_pages
+
+
+def allocate_kv_caches(
+    specs: Sequence[CacheSpec],
+    num_pages: int,
+    page_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> list[KVCache]:
+    """Keys and values, [num_pages, page_size, num_kv_heads, head_dim] each, for each spec.
+
+    They are not filled with zeros: attention reads only what was written, and the host commits
+    memory when it is first written.
+
+    Raises:
+        OptionError: there is not that much memory.
+    """
+    shapes = [(num_pages, page_size, s.num_kv_heads, s.head_dim) for s in specs]
+    try:
+        return [
+            (
+                torch.empty(shape, device=device, dtype=dtype),
+                torch.empty(shape, device=device, dtype=dtype),
+            )
+            for shape in shapes
+        ]
+    except RuntimeError as error:  # what torch raises when it is out of memory
+        total = num_pages * bytes_per_page(specs, page_size, dtype)
+        raise OptionError(
+            f"cannot allocate a KV cache of {_size(total)} on {device}: {error}. "
+            f"Lower kv_cache_memory_bytes."
+        ) from error
+
+
+def _size(num_bytes: int) -> str:
+    """`num_bytes` for people, e.g. "1.5 MiB"."""
+    value = float(num_bytes)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if value < 1024 or unit == "GiB":
+            break
+        value /= 1024
+    return f"{value:.0f} {unit}" if value == int(value) else f"{value:.1f} {unit}"

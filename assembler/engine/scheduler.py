@@ -1,0 +1,193 @@
+"""Continuous batching: which tokens of which sequences run in the next step.
+
+Every step mixes decodes (one token a sequence) and prefills (as much of a prompt as the token
+budget leaves: chunked prefill, Agrawal et al., 2023) in one batch. Pages are allocated when tokens
+need them; when they run out, the newest running sequence gives up its pages and is computed again
+later (preemption by recompute, Kwon et al., 2023). First come, first served throughout: `running`
+followed by `waiting` is always the order of arrival.
+
+    add ──> waiting ──schedule──> running ──finish──> (gone)
+               ^──────preempt────────┘
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from assembler.engine.outputs import FinishReason
+from assembler.engine.page_pool import PagePool
+from assembler.engine.sequence import Sequence, SequenceStatus
+from assembler.errors import OptionError
+
+
+class ScheduledSequence(NamedTuple):
+    """The tokens `token_ids[start : start + num_new_tokens]` of a sequence, to run in this step."""
+
+    sequence: Sequence
+    start: int
+    num_new_tokens: int
+    samples: bool  # these are its last tokens: a new one is sampled after them
+
+
+@dataclass(frozen=True)
+class ScheduledBatch:
+    """What one step runs, in the order of the model's rows."""
+
+    items: list[ScheduledSequence] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(item.num_new_tokens for item in self.items)
+
+    @property
+    def sampling_sequences(self) -> list[Sequence]:
+        """The sequences that get a new token, in order."""
+        return [item.sequence for item in self.items if item.samples]
+
+
+class Scheduler:
+    """Chooses what runs in each step and keeps the pages of all sequences."""
+
+    def __init__(
+        self, page_pool: PagePool, *, max_num_batched_tokens: int = 2048, max_num_seqs: int = 256
+    ) -> None:
+        """A scheduler without sequences.
+
+        Args:
+            max_num_batched_tokens: tokens of one step at most.
+            max_num_seqs: sequences running at a time at most.
+
+        Raises:
+            OptionError: a step would not hold one token of every running sequence.
+        """
+        if not 0 < max_num_seqs <= max_num_batched_tokens:
+            raise OptionError(
+                f"max_num_batched_tokens={max_num_batched_tokens} must be at least "
+                f"max_num_seqs={max_num_seqs} (and that at least 1), so that every running "
+                f"sequence advances in every step. Raise the first or lower the second."
+            )
+        self.page_pool = page_pool
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.max_num_seqs = max_num_seqs
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.num_preemptions = 0
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a new sequence. The whole cache must be able to hold it at its full length."""
+        self.waiting.append(sequence)
+
+    def has_unfinished(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def schedule(self) -> ScheduledBatch:
+        """The next step: the running sequences, then as many waiting ones as fit.
+
+        Only pages and queues change; the same tokens are scheduled again if the step never runs.
+        """
+        items: list[ScheduledSequence] = []
+        preemptions = self.num_preemptions
+        budget = self._schedule_running(items)
+        if self.num_preemptions == preemptions:  # else the pages are needed for what runs already
+            self._schedule_waiting(items, budget)
+        return ScheduledBatch(items)
+
+    def update(self, batch: ScheduledBatch, token_ids: SequenceOf[int | None]) -> None:
+        """Record a step that ran.
+
+        Args:
+            token_ids: a new token for each of `batch.sampling_sequences`; None aborts a sequence
+                for which none could be sampled.
+        """
+        for item in batch.items:
+            item.sequence.num_computed_tokens = item.start + item.num_new_tokens
+        for sequence, token_id in zip(batch.sampling_sequences, token_ids, strict=True):
+            reason = "abort" if token_id is None else sequence.append(token_id)
+            if reason is not None:
+                self.finish(sequence, reason)
+
+    def finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        """End a waiting or running sequence and free its pages."""
+        assert not sequence.is_finished, sequence
+        if sequence.status is SequenceStatus.RUNNING:
+            self.running.remove(sequence)
+        else:
+            self.waiting.remove(sequence)
+        self._release_pages(sequence)
+        sequence.status = SequenceStatus.FINISHED
+        sequence.finish_reason = reason
+
+    def check_integrity(self) -> None:
+        """Assert that queues, statuses and pages agree (see `PagePool.check_integrity`)."""
+        assert all(s.status is SequenceStatus.RUNNING for s in self.running)
+        assert all(s.status is SequenceStatus.WAITING and not s.pages for s in self.waiting)
+        self.page_pool.check_integrity(self.running)
+
+    def _schedule_running(self, items: list[ScheduledSequence]) -> int:
+        """Schedule the running sequences, oldest first; return the budget that is left."""
+        budget = self.max_num_batched_tokens
+        index = 0
+        while index < len(self.running) and budget > 0:
+            sequence = self.running[index]
+            count = min(sequence.num_uncomputed_tokens, budget)
+            if not self._make_room(sequence, count):
+                break  # it was the newest itself
+            items.append(self._take(sequence, count))
+            budget -= count
+            index += 1
+        return budget
+
+    def _schedule_waiting(self, items: list[ScheduledSequence], budget: int) -> None:
+        """Start waiting sequences, oldest first, while budget, seats and pages allow.
+
+        Budget is left only if every running sequence has all its tokens in this step, so what is
+        free is free indeed. A sequence starts once all its known tokens fit: started with less, it
+        would soon be preempted and computed again.
+        """
+        while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
+            sequence = self.waiting[0]
+            if self.page_pool.pages_for(len(sequence)) > self.page_pool.num_free:
+                break
+            self.running.append(self.waiting.popleft())
+            sequence.status = SequenceStatus.RUNNING
+            count = min(sequence.num_uncomputed_tokens, budget)
+            items.append(self._take(sequence, count))
+            budget -= count
+
+    def _make_room(self, sequence: Sequence, count: int) -> bool:
+        """Preempt the newest until `count` more tokens fit; False if `sequence` went itself."""
+        while self._pages_missing(sequence, count) > self.page_pool.num_free:
+            newest = self.running[-1]
+            assert len(self.running) > 1, f"the cache cannot hold {newest} alone"
+            self._preempt(newest)
+            if newest is sequence:
+                return False
+        return True
+
+    def _take(self, sequence: Sequence, count: int) -> ScheduledSequence:
+        """Schedule the next `count` tokens of `sequence`, with pages for them."""
+        sequence.pages += self.page_pool.allocate(self._pages_missing(sequence, count))
+        samples = count == sequence.num_uncomputed_tokens
+        return ScheduledSequence(sequence, sequence.num_computed_tokens, count, samples)
+
+    def _pages_missing(self, sequence: Sequence, count: int) -> int:
+        """Pages to add before `count` more tokens of `sequence` can be stored."""
+        needed = self.page_pool.pages_for(sequence.num_computed_tokens + count)
+        return max(0, needed - len(sequence.pages))
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Take the pages of the newest running sequence; it is next to run again."""
+        assert self.running[-1] is sequence
+        self.running.pop()
+        self._release_pages(sequence)
+        sequence.status = SequenceStatus.WAITING
+        self.waiting.appendleft(sequence)
+        self.num_preemptions += 1
+
+    def _release_pages(self, sequence: Sequence) -> None:
+        self.page_pool.free(sequence.pages)
+        sequence.pages = []
+        sequence.num_computed_tokens = 0

@@ -1,0 +1,101 @@
+"""One sequence of tokens in flight: what the scheduler, the runner and the sampler work on."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from enum import Enum, auto
+
+import torch
+
+from assembler.engine.outputs import FinishReason
+from assembler.engine.sampling_params import SamplingParams
+
+
+class SequenceStatus(Enum):
+    """Where a sequence stands."""
+
+    WAITING = auto()  # holds no pages
+    RUNNING = auto()
+    FINISHED = auto()
+
+
+class Sequence:
+    """The tokens of a prompt and of its continuation, and the pages that cache them.
+
+    The keys and values of `token_ids[:num_computed_tokens]` are in `pages`, in order; the tokens
+    after them are still to be run (the rest of the prompt, the token sampled last, or everything
+    after a preemption). The sequence samples a new token in the step that runs its last one.
+    """
+
+    def __init__(
+        self,
+        request_id: str,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        *,
+        max_length: int,
+        eos_token_ids: Collection[int] = (),
+    ) -> None:
+        """A waiting sequence, of the prompt only.
+
+        Args:
+            max_length: tokens of prompt and output together at which the sequence ends.
+            eos_token_ids: tokens that end it unless `params.ignore_eos`.
+        """
+        self.request_id = request_id
+        self.params = params
+        self.token_ids = list(prompt_token_ids)
+        self.num_prompt_tokens = len(prompt_token_ids)
+        self.pages: list[int] = []  # filled by the scheduler
+        self.num_computed_tokens = 0  # advanced by the scheduler
+        self.status = SequenceStatus.WAITING
+        self.finish_reason: FinishReason | None = None
+        # On the CPU whatever the model's device, and used by this sequence alone: a seed gives the
+        # same draws on every device, in every batch and across preemptions.
+        self.generator: torch.Generator | None = None
+        if params.seed is not None:
+            self.generator = torch.Generator().manual_seed(params.seed)
+        self._stop_token_ids = frozenset(params.stop_token_ids)
+        if not params.ignore_eos:
+            self._stop_token_ids |= frozenset(eos_token_ids)
+        if params.max_tokens is not None:
+            max_length = min(max_length, self.num_prompt_tokens + params.max_tokens)
+        self._max_length = max_length
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def __repr__(self) -> str:
+        return (
+            f"Sequence({self.request_id!r}, {self.status.name}, {len(self)} tokens, "
+            f"{self.num_computed_tokens} computed, pages={self.pages})"
+        )
+
+    @property
+    def prompt_token_ids(self) -> list[int]:
+        return self.token_ids[: self.num_prompt_tokens]
+
+    @property
+    def generated_token_ids(self) -> list[int]:
+        return self.token_ids[self.num_prompt_tokens :]
+
+    @property
+    def num_generated_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status is SequenceStatus.FINISHED
+
+    def append(self, token_id: int) -> FinishReason | None:
+        """Add a sampled token; return why the sequence ends with it, or None if it goes on."""
+        self.token_ids.append(token_id)
+        if token_id in self._stop_token_ids:
+            return "stop"
+        if len(self.token_ids) >= self._max_length:
+            return "length"
+        return None

@@ -1,0 +1,105 @@
+import pytest
+import torch
+from engine_fakes import MemoryModel
+from torch import nn
+
+from assembler.blocks.context import CacheSpec
+from assembler.engine.build import build_engine
+from assembler.engine.kv_cache import (
+    allocate_kv_caches,
+    bytes_per_page,
+    cache_specs,
+    default_cache_bytes,
+    pages_in_budget,
+)
+from assembler.engine.options import EngineOptions
+from assembler.errors import OptionError
+
+SPECS = [CacheSpec(num_kv_heads=2, head_dim=8), CacheSpec(num_kv_heads=1, head_dim=16)]
+
+
+class Attention(nn.Module):
+    def __init__(self, index: int, spec: CacheSpec) -> None:
+        super().__init__()
+        self.cache_index = index
+        self.spec = spec
+
+    def cache_spec(self) -> CacheSpec:
+        return self.spec
+
+
+def test_specs_come_in_cache_order_whatever_the_module_order():
+    model = nn.Sequential(Attention(1, SPECS[1]), nn.Linear(2, 2), Attention(0, SPECS[0]))
+    assert cache_specs(model) == SPECS
+
+
+def test_a_page_holds_keys_and_values_of_all_blocks():
+    caches = allocate_kv_caches(SPECS, 3, 4, torch.device("cpu"), torch.bfloat16)
+    assert [tuple(keys.shape) for keys, _ in caches] == [(3, 4, 2, 8), (3, 4, 1, 16)]
+    assert all(t.dtype == torch.bfloat16 and t.is_contiguous() for pair in caches for t in pair)
+    total = sum(t.nbytes for pair in caches for t in pair)
+    assert total == 3 * bytes_per_page(SPECS, 4, torch.bfloat16)
+
+
+def test_pages_in_budget_rounds_down():
+    page = bytes_per_page(SPECS, 4, torch.float32)
+    assert pages_in_budget(3 * page, SPECS, 4, torch.float32) == 3
+    assert pages_in_budget(3 * page - 1, SPECS, 4, torch.float32) == 2
+    assert pages_in_budget(page, SPECS, 4, torch.float32) == 1
+
+
+def test_too_little_memory_for_one_page_says_how_much_is_needed():
+    page = bytes_per_page(SPECS, 16, torch.float32)
+    assert page == 4096
+    with pytest.raises(OptionError) as error:
+        pages_in_budget(page - 1, SPECS, 16, torch.float32)
+    message = str(error.value)
+    assert "too little for one page" in message
+    assert "4 KiB over 2 attention blocks in float32" in message
+    assert "kv_cache_memory_bytes to 4096 or more" in message
+
+
+def test_a_cache_beyond_the_memory_is_an_option_error():
+    with pytest.raises(OptionError, match="Lower kv_cache_memory_bytes"):
+        allocate_kv_caches(SPECS, 1 << 50, 16, torch.device("cpu"), torch.float32)
+
+
+def test_default_budget_is_a_part_of_the_memory():
+    assert 64 << 20 < default_cache_bytes(torch.device("cpu")) < 1 << 45
+
+
+def build(model_length=None, **options):
+    return build_engine(
+        MemoryModel(),
+        None,
+        None,
+        EngineOptions(**options),
+        vocab_size=64,
+        model_length=model_length,
+    )
+
+
+def test_engine_takes_its_length_from_the_options_or_the_model():
+    assert build(model_length=100).max_model_len == 100
+    assert build(model_length=100, max_model_len=60).max_model_len == 60
+    with pytest.raises(OptionError, match="max_model_len=101 is more than the 100 tokens"):
+        build(model_length=100, max_model_len=101)
+
+
+def test_the_cache_is_no_larger_than_the_sequences_can_use():
+    engine = build(model_length=100, max_num_seqs=3, page_size=16)
+    assert engine.scheduler.page_pool.num_pages == 3 * 7
+    keys, _ = engine.model_runner.kv_caches[0]
+    assert keys.shape[0] == 3 * 7
+
+
+def test_the_cache_keeps_to_its_budget():
+    engine = build(model_length=100, kv_cache_memory_bytes=5000, page_size=16)
+    (caches,) = engine.model_runner.kv_caches
+    assert sum(t.nbytes for t in caches) <= 5000
+    assert engine.scheduler.page_pool.num_pages == 5000 // (16 * 3 * 2 * 4)
+
+
+def test_fewer_tokens_than_sequences_in_a_step_are_refused():
+    with pytest.raises(OptionError, match="max_num_batched_tokens=8 must be at least max_num_seqs"):
+        build(model_length=100, max_num_batched_tokens=8, max_num_seqs=9)

@@ -1,0 +1,89 @@
+import torch
+from engine_fakes import MemoryModel, logits_after
+
+from assembler.engine.model_runner import ModelRunner
+from assembler.engine.sampling_params import SamplingParams
+from assembler.engine.scheduler import ScheduledBatch, ScheduledSequence
+from assembler.engine.sequence import Sequence
+
+
+def runner(page_size=4, num_pages=10):
+    return ModelRunner(MemoryModel(), "backend", num_pages=num_pages, page_size=page_size)
+
+
+def sequence(token_ids, pages, prompt=None, **params):
+    params.setdefault("temperature", 0)
+    prompt = prompt or len(token_ids)
+    made = Sequence("r", token_ids[:prompt], SamplingParams(**params), max_length=100)
+    made.token_ids = list(token_ids)
+    made.pages = pages
+    return made
+
+
+def test_inputs_of_a_mixed_step():
+    decoding = sequence(list(range(10, 19)), [7, 2, 5], prompt=6)
+    prefilling = sequence(list(range(30, 50)), [0, 3, 1, 9])
+    batch = ScheduledBatch(
+        [
+            ScheduledSequence(decoding, start=8, num_new_tokens=1, samples=True),
+            ScheduledSequence(prefilling, start=3, num_new_tokens=7, samples=False),
+        ]
+    )
+    input_ids, ctx = runner().build_inputs(batch)
+    paged = ctx.paged
+    assert input_ids.tolist() == [18, *range(33, 40)]
+    assert ctx.positions.tolist() == [8, *range(3, 10)]
+    assert ctx.sequence_lengths.tolist() == [9] + [20] * 7
+    assert paged.slot_mapping.tolist() == [5 * 4, 0 * 4 + 3, 12, 13, 14, 15, 4, 5]
+    assert paged.page_table.tolist() == [[7, 2, 5], [0, 3, 1]]
+    assert paged.cu_seqlens_q.tolist() == [0, 1, 8]
+    assert paged.context_lens.tolist() == [9, 10]
+    assert (paged.max_seqlen_q, paged.max_context_len) == (7, 10)
+    assert ctx.logit_rows.tolist() == [0]
+    assert ctx.attention == "backend"
+    assert [t.dtype for t in (input_ids, ctx.positions, paged.slot_mapping)] == [torch.int64] * 3
+    assert [t.dtype for t in (paged.page_table, paged.cu_seqlens_q, paged.context_lens)] == [
+        torch.int32
+    ] * 3
+
+
+def test_a_step_of_decodes_wants_every_row_and_pads_the_page_table():
+    short, long = sequence([1, 2], [4]), sequence(list(range(9)), [8, 6, 1])
+    batch = ScheduledBatch(
+        [ScheduledSequence(short, 1, 1, True), ScheduledSequence(long, 8, 1, True)]
+    )
+    _, ctx = runner().build_inputs(batch)
+    assert ctx.logit_rows is None
+    assert ctx.paged.is_decode
+    assert ctx.paged.page_table.tolist() == [[4, 0, 0], [8, 6, 1]]
+
+
+def test_recomputed_tokens_get_the_lengths_they_had():
+    preempted = sequence(list(range(8)), [1, 2], prompt=5)
+    batch = ScheduledBatch([ScheduledSequence(preempted, 0, 8, True)])
+    _, ctx = runner().build_inputs(batch)
+    assert ctx.sequence_lengths.tolist() == [5, 5, 5, 5, 5, 6, 7, 8]
+
+
+def test_slots_of_chunks_that_start_and_end_inside_pages():
+    built = runner(page_size=3)
+    pages = [5, 0, 8, 2]
+    every = built._slots(pages, 0, 12)
+    assert every == [15, 16, 17, 0, 1, 2, 24, 25, 26, 6, 7, 8]
+    for start in range(12):
+        for end in range(start + 1, 13):
+            assert built._slots(pages, start, end) == every[start:end]
+
+
+def test_execute_samples_one_token_for_each_sequence_that_ends_its_tokens():
+    first, second = sequence([3, 4], [1]), sequence([5, 6, 7], [2])
+    batch = ScheduledBatch(
+        [ScheduledSequence(first, 0, 2, True), ScheduledSequence(second, 0, 2, False)]
+    )
+    tokens = runner().execute(batch)
+    assert tokens == [int(logits_after([(3, 0, 2), (4, 1, 2)]).argmax())]
+
+
+def test_execute_of_a_chunk_alone_samples_nothing():
+    batch = ScheduledBatch([ScheduledSequence(sequence([5, 6, 7], [2]), 0, 2, False)])
+    assert runner().execute(batch) == []

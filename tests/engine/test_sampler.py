@@ -1,0 +1,177 @@
+"""The sampler against plain numpy code that sorts and adds one row at a time."""
+
+import numpy as np
+import pytest
+import torch
+
+from assembler.engine import sampler as sampler_module
+from assembler.engine.sampler import Sampler, probabilities
+from assembler.engine.sampling_params import SamplingParams
+from assembler.engine.sequence import Sequence
+
+VOCAB = 97
+
+
+def sequence(**params) -> Sequence:
+    return Sequence("r", [1], SamplingParams(**params), max_length=100)
+
+
+def reference_distribution(logits, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
+    """Temperature, min-p, top-k, top-p, each renormalised, one row in float64."""
+    p = np.exp((logits - logits.max()) / temperature)
+    p /= p.sum()
+    p[p < min_p * p.max()] = 0
+    order = np.argsort(-p, kind="stable")
+    if top_k > 0:
+        p[order[top_k:]] = 0
+    p /= p.sum()
+    before = 0.0
+    for token in order:
+        if before >= top_p:
+            p[token] = 0
+        else:
+            before += p[token]
+    return p / p.sum()
+
+
+SETTINGS = [
+    {},
+    {"temperature": 0.3},
+    {"temperature": 7.0},
+    {"top_k": 1},
+    {"top_k": 5},
+    {"top_k": VOCAB - 1, "temperature": 2.0},
+    {"top_k": VOCAB + 50},
+    {"top_k": -1, "top_p": 0.5},
+    {"top_p": 0.9},
+    {"top_p": 0.999999},
+    {"top_p": 1e-6},
+    {"min_p": 0.1},
+    {"min_p": 1.0},
+    {"min_p": 0.05, "top_k": 7, "top_p": 0.8, "temperature": 1.7},
+    {"top_k": 30, "top_p": 0.6, "temperature": 5.0},
+]
+
+
+def random_logits(rows, seed=0, scale=2.0):
+    return scale * torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("head", [8, 1024], ids=["nucleus wider than the head", "one sort"])
+def test_distributions_equal_the_reference_in_one_mixed_batch(head, monkeypatch):
+    monkeypatch.setattr(sampler_module, "_TOP_P_HEAD", head)
+    logits = random_logits(len(SETTINGS))
+    before = logits.clone()
+    probs = probabilities(logits, [SamplingParams(**s) for s in SETTINGS])
+    assert torch.equal(logits, before), "the logits are the caller's"
+    probs = (probs / probs.sum(-1, keepdim=True)).double().numpy()
+    for row, settings in enumerate(SETTINGS):
+        expected = reference_distribution(logits[row].double().numpy(), **settings)
+        np.testing.assert_allclose(probs[row], expected, atol=2e-6, err_msg=str(settings))
+        assert ((probs[row] > 0) == (expected > 0)).all(), settings
+
+
+def test_a_row_does_not_depend_on_the_rows_beside_it():
+    logits = random_logits(len(SETTINGS), seed=1)
+    params = [SamplingParams(**s) for s in SETTINGS]
+    together = probabilities(logits, params)
+    for row in range(len(SETTINGS)):
+        alone = probabilities(logits[row : row + 1], params[row : row + 1])
+        assert torch.equal(together[row], alone[0]), SETTINGS[row]
+
+
+def test_draws_follow_the_distribution():
+    settings = {"temperature": 1.5, "top_k": 6, "top_p": 0.9}
+    logits = random_logits(1, seed=2)
+    expected = reference_distribution(logits[0].double().numpy(), **settings)
+    count = 40_000
+    rows = [sequence(**settings)] * count
+    drawn = Sampler(seed=3).sample(logits.expand(count, -1), rows)
+    frequencies = np.bincount(drawn, minlength=VOCAB) / count
+    assert (frequencies[expected == 0] == 0).all()
+    deviation = np.sqrt(expected * (1 - expected) / count)
+    assert (np.abs(frequencies - expected) <= 4.5 * deviation).all()
+
+
+def test_greedy_rows_beside_drawing_rows():
+    logits = random_logits(6, seed=4)
+    rows = [sequence(temperature=0, top_k=3, seed=1), sequence(temperature=1.0)] * 3
+    tokens = Sampler(seed=0).sample(logits, rows)
+    assert tokens[::2] == logits[::2].argmax(-1).tolist()
+
+
+def test_a_tiny_temperature_is_greedy_without_overflow():
+    logits = random_logits(3, seed=5, scale=1e4)
+    rows = [sequence(temperature=t) for t in (1e-5, 1e-30, 1e-3)]
+    assert Sampler(seed=0).sample(logits, rows) == logits.argmax(-1).tolist()
+
+
+def test_half_precision_logits_are_sampled_in_fp32():
+    logits = random_logits(64, seed=6).bfloat16()
+    rows = [sequence(temperature=0.8, seed=i) for i in range(64)]
+    again = [sequence(temperature=0.8, seed=i) for i in range(64)]
+    assert Sampler().sample(logits, rows) == Sampler().sample(logits.float(), again)
+
+
+def test_a_seed_gives_the_same_draws_in_every_batch():
+    logits = random_logits(1, seed=7, scale=0.5)
+
+    def draws(position, size):
+        rows = [sequence() for _ in range(size)]
+        rows[position] = sequence(seed=11)
+        sampler = Sampler()
+        return [sampler.sample(logits.expand(size, -1), rows)[position] for _ in range(20)]
+
+    alone = draws(0, 1)
+    assert len(set(alone)) > 5
+    assert draws(3, 8) == draws(0, 2) == alone
+
+
+def test_the_seed_of_the_sampler_rules_unseeded_rows():
+    logits = random_logits(1, scale=0.1).expand(50, -1)
+    rows = [sequence()] * 50
+    assert Sampler(seed=1).sample(logits, rows) == Sampler(seed=1).sample(logits, rows)
+    assert Sampler(seed=1).sample(logits, rows) != Sampler(seed=2).sample(logits, rows)
+    assert Sampler().sample(logits, rows) != Sampler().sample(logits, rows)
+
+
+def test_equal_logits_at_the_border_are_all_kept():
+    logits = torch.tensor([[2.0, 1.0, 1.0, 1.0, 0.0]])
+    kept = probabilities(logits, [SamplingParams(top_k=2)]) > 0
+    assert kept.tolist() == [[True, True, True, True, False]]
+    kept = probabilities(logits, [SamplingParams(top_p=0.5)]) > 0
+    assert kept.tolist() == [[True, True, True, True, False]]
+
+
+def test_minus_infinity_is_never_drawn():
+    logits = torch.full((200, VOCAB), -torch.inf)
+    logits[:, [5, 9]] = 0.0
+    tokens = Sampler(seed=0).sample(logits, [sequence(temperature=2.0)] * 200)
+    assert set(tokens) == {5, 9}
+
+
+@pytest.mark.parametrize("params", [{"temperature": 0}, {"top_p": 0.9}, {"top_k": 4}, {}])
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf, "all -inf"])
+def test_rows_that_are_no_distribution_fail_alone(params, wrong):
+    logits = random_logits(3, seed=8)
+    healthy = Sampler(seed=0).sample(logits, [sequence(**params)] * 3)
+    if wrong == "all -inf":
+        logits[1] = -torch.inf
+    else:
+        logits[1, 40] = wrong
+    tokens = Sampler(seed=0).sample(logits, [sequence(**params)] * 3)
+    assert tokens == [healthy[0], None, healthy[2]]
+
+
+def test_the_ends_of_the_unit_interval_draw_possible_tokens():
+    logits = torch.tensor([[-torch.inf, 0.0, 1.0, -torch.inf]])
+    probs = logits.softmax(-1)
+    for uniform, expected in [(0.0, 1), (1.0, 2), (float(probs[0, 1]) - 1e-6, 1)]:
+        token = sampler_module._invert_cdf(
+            probs, torch.tensor([[uniform]]), fallback=torch.tensor([2])
+        )
+        assert token.tolist() == [expected]
+
+
+def test_no_rows_no_tokens():
+    assert Sampler().sample(torch.empty(0, VOCAB), []) == []

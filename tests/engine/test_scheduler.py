@@ -1,0 +1,135 @@
+import pytest
+
+from assembler.engine.page_pool import PagePool
+from assembler.engine.sampling_params import SamplingParams
+from assembler.engine.scheduler import Scheduler
+from assembler.engine.sequence import Sequence, SequenceStatus
+
+
+def sequence(name, length, **params):
+    params.setdefault("max_tokens", 50)
+    return Sequence(name, [1] * length, SamplingParams(**params), max_length=1000)
+
+
+def scheduler_of(*sequences, pages=100, page_size=4, tokens=16, seats=8):
+    scheduler = Scheduler(
+        PagePool(pages, page_size), max_num_batched_tokens=tokens, max_num_seqs=seats
+    )
+    for each in sequences:
+        scheduler.add(each)
+    return scheduler
+
+
+def step(scheduler, token_id=7):
+    """Schedule and pretend to run; [(request, start, tokens, samples)]."""
+    batch = scheduler.schedule()
+    rows = [(i.sequence.request_id, i.start, i.num_new_tokens, i.samples) for i in batch.items]
+    scheduler.update(batch, [token_id] * len(batch.sampling_sequences))
+    scheduler.check_integrity()
+    return rows
+
+
+def test_prefill_in_chunks_mixed_with_decode_under_the_token_budget():
+    scheduler = scheduler_of(sequence("a", 6), sequence("b", 20))
+    assert step(scheduler) == [("a", 0, 6, True), ("b", 0, 10, False)]
+    assert step(scheduler) == [("a", 6, 1, True), ("b", 10, 10, True)]
+    assert step(scheduler) == [("a", 7, 1, True), ("b", 20, 1, True)]
+
+
+def test_pages_are_taken_as_tokens_need_them():
+    a = sequence("a", 4)
+    scheduler = scheduler_of(a)
+    step(scheduler)
+    assert len(a.pages) == 1
+    step(scheduler)  # stores the fifth token
+    assert len(a.pages) == 2
+
+
+def test_no_more_than_max_num_seqs_run_first_come_first_served():
+    scheduler = scheduler_of(*(sequence(n, 2) for n in "abc"), seats=2)
+    assert [row[0] for row in step(scheduler)] == ["a", "b"]
+    scheduler.finish(scheduler.running[0], "abort")
+    assert [row[0] for row in step(scheduler)] == ["b", "c"]
+
+
+def test_a_long_prompt_is_not_overtaken():
+    scheduler = scheduler_of(sequence("a", 12), sequence("b", 13), sequence("c", 2), pages=4)
+    for _ in range(3):
+        assert [row[0] for row in step(scheduler)] == ["a"]  # b does not fit, c waits behind it
+    scheduler.finish(scheduler.running[0], "abort")
+    assert [row[0] for row in step(scheduler)] == ["b"]
+
+
+def test_the_newest_is_preempted_and_computed_again():
+    a, b = sequence("a", 4), sequence("b", 4)
+    scheduler = scheduler_of(a, b, pages=3)
+    step(scheduler)
+    assert step(scheduler) == [("a", 4, 1, True)]  # takes the third page; b has to go
+    assert scheduler.num_preemptions == 1
+    assert b.status is SequenceStatus.WAITING and not b.pages and b.num_computed_tokens == 0
+    assert len(b) == 5, "the token it had sampled is kept"
+    scheduler.finish(a, "abort")
+    assert step(scheduler) == [("b", 0, 5, True)]
+
+
+def test_a_sequence_that_is_the_newest_itself_gives_way():
+    a, b = sequence("a", 3), sequence("b", 4)
+    scheduler = scheduler_of(a, b, pages=2)
+    step(scheduler)
+    assert step(scheduler) == [("a", 3, 1, True)]
+    assert list(scheduler.waiting) == [b]
+
+
+def test_nothing_new_starts_in_a_step_that_preempts():
+    scheduler = scheduler_of(sequence("a", 4), sequence("b", 4), sequence("c", 1), pages=3)
+    step(scheduler)
+    assert [row[0] for row in step(scheduler)] == ["a"]
+    assert [s.request_id for s in scheduler.waiting] == ["b", "c"]
+
+
+def test_a_step_that_never_ran_is_scheduled_again():
+    scheduler = scheduler_of(sequence("a", 6), sequence("b", 20))
+    first = scheduler.schedule()
+    scheduler.check_integrity()
+    assert scheduler.schedule() == first
+
+
+@pytest.mark.parametrize(
+    ("params", "token_id", "reason"),
+    [
+        ({}, 9, "stop"),
+        ({"ignore_eos": True}, 9, None),
+        ({"stop_token_ids": [5]}, 5, "stop"),
+        ({"stop_token_ids": [5], "ignore_eos": True}, 5, "stop"),
+        ({"max_tokens": 1}, 5, "length"),
+        ({"max_tokens": 1}, 9, "stop"),
+        ({"max_tokens": None}, 5, None),
+        ({}, None, "abort"),
+    ],
+)
+def test_how_a_sequence_ends(params, token_id, reason):
+    sequence = Sequence("a", [1, 2], SamplingParams(**params), max_length=10, eos_token_ids={9})
+    scheduler = scheduler_of(sequence)
+    step(scheduler, token_id)
+    assert sequence.finish_reason == reason
+    assert scheduler.has_unfinished() == (reason is None)
+    assert scheduler.page_pool.num_free == (100 if reason else 99)
+
+
+def test_the_length_of_the_model_ends_a_sequence():
+    sequence = Sequence("a", [1, 2], SamplingParams(max_tokens=None), max_length=4)
+    scheduler = scheduler_of(sequence)
+    step(scheduler)
+    assert not sequence.is_finished
+    step(scheduler)
+    assert sequence.finish_reason == "length" and len(sequence) == 4
+
+
+def test_finish_of_waiting_and_running_frees_everything():
+    a, b = sequence("a", 20), sequence("b", 5)
+    scheduler = scheduler_of(a, b)
+    step(scheduler)  # a is in the middle of its prompt, b waits
+    scheduler.finish(b, "abort")
+    scheduler.finish(a, "abort")
+    assert not scheduler.has_unfinished()
+    assert scheduler.page_pool.num_free == 100
