@@ -189,3 +189,12 @@ def test_gradients_flow_through_every_option():
     x = randn(2, LENGTH, HIDDEN).requires_grad_()
     attn(x, ForwardContext.dense(LENGTH)).square().mean().backward()
     assert all(p.grad.abs().sum() > 0 for p in attn.parameters()) and x.grad.isfinite().all()
+
+
+def test_compiles_as_one_graph():
+    attn = fill(attention(qk_norm=RMS, window=4))
+    compiled = torch.compile(attn, fullgraph=True, backend="eager")
+    x = randn(2, LENGTH, HIDDEN)
+    with torch.no_grad():
+        expected = attn(x, ForwardContext.dense(LENGTH))
+        torch.testing.assert_close(compiled(x, ForwardContext.dense(LENGTH)), expected)
