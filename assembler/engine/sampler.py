@@ -74,49 +74,50 @@ def probabilities(logits: torch.Tensor, params: SequenceOf[SamplingParams]) -> t
     """
     vocab_size = logits.shape[-1]
     logits = logits - logits.amax(dim=-1, keepdim=True)  # <= 0: no temperature can overflow
-    logits = logits / _column([p.temperature for p in params], logits)
+    logits /= _column([p.temperature for p in params], logits)
     if any(p.min_p > 0 for p in params):
         floors = [math.log(p.min_p) if p.min_p > 0 else -math.inf for p in params]
-        logits = logits.masked_fill(logits < _column(floors, logits), -math.inf)
-    rows = [row for row, p in enumerate(params) if 0 < p.top_k < vocab_size]
-    if rows:
-        logits[rows] = _keep_top_k(logits[rows], [params[row].top_k for row in rows])
+        logits.masked_fill_(logits < _column(floors, logits), -math.inf)
+    top_k = [p.top_k if 0 < p.top_k < vocab_size else None for p in params]
+    if any(top_k):
+        logits.masked_fill_(logits < _top_k_floors(logits, top_k), -math.inf)
     probs = logits.softmax(dim=-1)
-    rows = [row for row, p in enumerate(params) if p.top_p < 1]
-    if rows:
-        top_p = _column([params[row].top_p for row in rows], probs)
-        probs[rows] = _keep_top_p(probs[rows], top_p)
+    if any(p.top_p < 1 for p in params):
+        width = min(_TOP_P_HEAD, max(k or vocab_size for k in top_k))
+        top_p = _column([p.top_p for p in params], probs)
+        probs.masked_fill_(probs < _top_p_floors(probs, top_p, width), 0.0)
     return probs
 
 
-def _keep_top_k(logits: torch.Tensor, top_k: list[int]) -> torch.Tensor:
-    """`logits` [R, V] with all below the k-th largest at -inf; ties with the k-th stay."""
-    largest = logits.topk(max(top_k), dim=-1).values
-    last = torch.tensor(top_k, device=logits.device).unsqueeze(1) - 1
-    return logits.masked_fill(logits < largest.gather(-1, last), -math.inf)
+def _top_k_floors(logits: torch.Tensor, top_k: list[int | None]) -> torch.Tensor:
+    """The k-th largest logit of each row, [R, 1]; -inf where k is None.
 
-
-def _keep_top_p(probs: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
-    """`probs` [R, V] with 0 outside the smallest set of likeliest tokens of mass `top_p` [R, 1].
-
-    Tokens as likely as the last of the set stay too, so that nothing hangs on how ties are sorted.
+    Tokens that tie with it are as good, so all that are not below it are kept.
     """
-    floor = _top_p_floor(probs, top_p, min(_TOP_P_HEAD, probs.shape[-1]))
-    return probs.masked_fill(probs < floor, 0.0)
+    width = max(k for k in top_k if k is not None)
+    largest = logits.topk(width, dim=-1).values
+    last = torch.tensor([[(k or width) - 1] for k in top_k], device=logits.device)
+    everything = torch.tensor([[k is None] for k in top_k], device=logits.device)
+    return largest.gather(-1, last).masked_fill(everything, -math.inf)
 
 
-def _top_p_floor(probs: torch.Tensor, top_p: torch.Tensor, width: int) -> torch.Tensor:
-    """The least probability in each row's nucleus, [R, 1], sought among the `width` likeliest."""
+def _top_p_floors(probs: torch.Tensor, top_p: torch.Tensor, width: int) -> torch.Tensor:
+    """The least probability in each row's nucleus, [R, 1]; 0 where `top_p` [R, 1] is 1.
+
+    The nucleus is the smallest set of likeliest tokens of mass `top_p`, and those that tie with
+    its last. It is sought among the `width` likeliest tokens, and where that fails among all.
+    """
     likeliest = probs.topk(width, dim=-1).values
     mass = likeliest.cumsum(dim=-1)
     in_nucleus = (mass - likeliest) < top_p  # the tokens before it do not reach top_p yet
     last = in_nucleus.sum(dim=-1, keepdim=True) - 1
-    floor = likeliest.gather(-1, last.clamp(min=0))  # -1 only in rows of NaN
+    floors = likeliest.gather(-1, last.clamp(min=0))  # -1 only in rows of NaN
+    floors.masked_fill_(top_p >= 1, 0.0)
     if width < probs.shape[-1]:
-        short = (mass[:, -1:] < top_p).squeeze(1).nonzero().squeeze(1)
+        short = ((mass[:, -1:] < top_p) & (top_p < 1)).squeeze(1).nonzero().squeeze(1)
         if len(short):
-            floor[short] = _top_p_floor(probs[short], top_p[short], probs.shape[-1])
-    return floor
+            floors[short] = _top_p_floors(probs[short], top_p[short], probs.shape[-1])
+    return floors
 
 
 def _invert_cdf(
@@ -124,12 +125,11 @@ def _invert_cdf(
 ) -> torch.Tensor:
     """The tokens [R] at which the cumulative sums of `probs` [R, V] pass `uniforms` [R, 1].
 
-    `fallback` [R] is taken where that token has probability 0: sums made in parallel may round
-    differently from one token to the next.
+    `fallback` [R] is taken where that token has probability 0, which rounding may bring about: of
+    a number next to 1, or of sums that are made in parallel.
     """
     cumulative = probs.cumsum(dim=-1)
-    total = cumulative[:, -1:].contiguous()
-    target = torch.minimum(uniforms * total, torch.nextafter(total, torch.zeros_like(total)))
+    target = uniforms * cumulative[:, -1:]
     token_ids = torch.searchsorted(cumulative, target, right=True).clamp_(max=probs.shape[-1] - 1)
     likely = probs.gather(-1, token_ids) > 0
     return torch.where(likely.squeeze(1), token_ids.squeeze(1), fallback)

@@ -89,10 +89,8 @@ class Scheduler:
         Only pages and queues change; the same tokens are scheduled again if the step never runs.
         """
         items: list[ScheduledSequence] = []
-        preemptions = self.num_preemptions
         budget = self._schedule_running(items)
-        if self.num_preemptions == preemptions:  # else the pages are needed for what runs already
-            self._schedule_waiting(items, budget)
+        self._schedule_waiting(items, budget)
         return ScheduledBatch(items)
 
     def update(self, batch: ScheduledBatch, token_ids: SequenceOf[int | None]) -> None:
@@ -145,7 +143,8 @@ class Scheduler:
 
         Budget is left only if every running sequence has all its tokens in this step, so what is
         free is free indeed. A sequence starts once all its known tokens fit: started with less, it
-        would soon be preempted and computed again.
+        would soon be preempted and computed again. (So one that was preempted in this very step
+        does not start again: an older one has taken some of its pages.)
         """
         while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
             sequence = self.waiting[0]

@@ -101,21 +101,31 @@ class FakeTokenizer:
     PIECES = ("", "a", "b", "c", "ab", "bc", "xy", "z", " ", "He", "llo", "\n\n")
     eos_token_ids = frozenset({0})
 
+    def __init__(self, eager: bool = False) -> None:
+        self.eager = eager
+
     def encode(self, text: str) -> list[int]:
         return [self.PIECES.index(char) for char in text]
 
     def detokenizer(self) -> FakeDetokenizer:
-        return FakeDetokenizer()
+        return FakeDetokenizer(self.eager)
 
 
 class FakeDetokenizer:
-    """Gives a token's text out when the next token arrives, like one that waits for whole bytes."""
+    """Gives a token's text out when the next token arrives, like one that waits for whole bytes.
 
-    def __init__(self) -> None:
+    An eager one gives it out at once.
+    """
+
+    def __init__(self, eager: bool) -> None:
+        self.eager = eager
         self.held = ""
 
     def push(self, token_ids: list[int]) -> str:
-        out, self.held = self.held, "".join(FakeTokenizer.PIECES[i] for i in token_ids)
+        text = "".join(FakeTokenizer.PIECES[i] for i in token_ids)
+        if self.eager:
+            return text
+        out, self.held = self.held, text
         return out
 
     def finish(self) -> str:

@@ -8,9 +8,9 @@ from assembler.engine.sampling_params import SamplingParams
 # 1 "a", 2 "b", 3 "c", 4 "ab", 5 "bc", 6 "xy", 7 "z", 8 " ", 9 "He", 10 "llo", 11 "\n\n", 0 eos
 
 
-def complete(script, **params):
+def complete(script, eager=False, **params):
     """The completion of a prompt of one token by a model that says `script`, and all its texts."""
-    engine = make_engine(ScriptedModel(script), tokenizer=FakeTokenizer())
+    engine = make_engine(ScriptedModel(script), tokenizer=FakeTokenizer(eager))
     params.setdefault("max_tokens", None)
     engine.add_request("a", "a", SamplingParams(temperature=0, **params))
     texts = []
@@ -67,8 +67,9 @@ def test_what_was_held_back_comes_out_at_the_end():
     assert (done.text, done.finish_reason) == ("Hello ", "length")
 
 
-def test_a_stop_string_in_the_very_last_text_is_a_stop():
-    done = complete([9, 10, 8, 7], stop=[" z"], max_tokens=4)
+@pytest.mark.parametrize("eager", [False, True])
+def test_a_stop_string_in_the_very_last_text_is_a_stop(eager):
+    done = complete([9, 10, 8, 7], eager, stop=[" z"], max_tokens=4)
     assert (done.text, done.finish_reason) == ("Hello", "stop")
 
 
