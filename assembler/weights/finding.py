@@ -46,5 +46,5 @@ class Finding:
         if self.where:
             text += f" ({self.where})"
         if self.hint.strip():
-            text += f" {self.hint.strip()}"
+            text += f". {self.hint.strip()}"
         return f"note: {text}" if self.severity == "note" else text

@@ -355,5 +355,5 @@ def test_no_checkpoint_at_all(tmp_path: Path):
 
 def test_a_finding_is_one_readable_line():
     finding = Finding("shape", "norm.weight", "[3] is not [4]", "a.yaml:7", " Did you mean 'x'?")
-    assert str(finding) == "shape: norm.weight: [3] is not [4] (a.yaml:7) Did you mean 'x'?"
+    assert str(finding) == "shape: norm.weight: [3] is not [4] (a.yaml:7). Did you mean 'x'?"
     assert str(Finding("map", "a", "b")) == "map: a: b"

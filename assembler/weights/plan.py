@@ -1,0 +1,166 @@
+"""`plan_load`: map x model x checkpoint headers -> every copy to make, and all that is wrong.
+
+A plan is pure data and made without reading one weight. Loading, coverage reports, memory estimates
+and progress bars read it; only `execute_plan` has effects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from assembler.errors import CheckpointError, did_you_mean
+from assembler.weights.finding import Finding
+from assembler.weights.index import CheckpointIndex
+from assembler.weights.issues import Issue, fold_issues
+from assembler.weights.parameters import ParameterSlot, read_parameters
+from assembler.weights.plan_rules import match_rules
+from assembler.weights.plan_sources import Piece, SourceResolver, TieCheck, choose_prefix
+from assembler.weights.recipes import Recipe, Span
+from assembler.weights.unclaimed import IgnoredTensor, sort_unclaimed
+from assembler.weights.weight_map import WeightMap
+
+__all__ = ["IgnoredTensor", "LoadPlan", "Piece", "Span", "TieCheck", "Totals", "plan_load"]
+
+MOST_LISTED = 30  # findings in one error message
+
+
+@dataclass(frozen=True)
+class Totals:
+    """How much of both sides the plan covers. Bytes are those on disk."""
+
+    tensors: int
+    tensors_covered: int  # used, checked against a tie, or ignored with a reason
+    nbytes: int
+    nbytes_covered: int
+    parameters: int
+    parameters_filled: int  # tied ones are not counted: they have no memory of their own
+
+
+@dataclass(frozen=True)
+class LoadPlan:
+    """The copies that load a checkpoint into one rank's model, in file order, and the findings."""
+
+    map_name: str
+    root: Path
+    prefix: str  # the one of the map's prefixes that this checkpoint has
+    rank: int
+    size: int
+    parameters: tuple[ParameterSlot, ...]
+    pieces: tuple[Piece, ...]
+    ties: tuple[TieCheck, ...]
+    ignored: tuple[IgnoredTensor, ...]
+    findings: tuple[Finding, ...]
+    totals: Totals
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """The findings that stand in the way of loading (notes do not)."""
+        return tuple(finding for finding in self.findings if finding.severity == "error")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors that loading reads."""
+        infos = {piece.source: piece.info for piece in self.pieces}
+        return sum(info.nbytes for info in infos.values())
+
+    def raise_for_findings(self) -> None:
+        """Raise one CheckpointError that lists every finding that is an error, if there is one."""
+        errors = self.errors
+        if not errors:
+            return
+        count = "1 finding" if len(errors) == 1 else f"{len(errors)} findings"
+        lines = [f"{self.root} does not fit the model (weight map '{self.map_name}'): {count}"]
+        lines += [f"  {finding}" for finding in errors[:MOST_LISTED]]
+        if len(errors) > MOST_LISTED:
+            lines.append(f"  and {len(errors) - MOST_LISTED} more")
+        raise CheckpointError("\n".join(lines))
+
+
+def plan_load(weight_map: WeightMap, model: nn.Module, index: CheckpointIndex) -> LoadPlan:
+    """Work out how `index` fills `model`, without reading weights or changing anything.
+
+    Args:
+        weight_map: how names on disk map to the model's.
+        model: an assembled model (on meta) whose blocks declare `shard_dims()`; its `tp` says which
+            rank's slices are wanted.
+        index: the checkpoint's headers.
+
+    Returns:
+        The plan. Nothing is raised for a checkpoint that does not fit: that is in `findings`.
+    """
+    parameters = read_parameters(model)
+    matched = match_rules(weight_map, parameters)
+    recipes = [recipe for group in matched.recipes.values() for recipe in group]
+    prefix, found = choose_prefix(weight_map.prefixes, recipes, index.tensors)
+    resolution = SourceResolver(index, prefix, parameters.untied_heads).resolve(matched.recipes)
+    left = [
+        info
+        for name, info in index.tensors.items()
+        if name not in resolution.claimed and name not in resolution.reported
+    ]
+    ignored, unclaimed = sort_unclaimed(weight_map, parameters, left, prefix)
+    issues = [*matched.issues, *resolution.issues, *unclaimed]
+    if not found and recipes:
+        issues = [*_foreign_prefix(weight_map, recipes, index), *issues]
+    pieces = sorted(resolution.pieces, key=lambda p: (str(p.info.file), p.info.offset))
+    covered = [index.tensors[name] for name in resolution.used]
+    covered += [item.info for item in ignored]
+    totals = Totals(
+        tensors=len(index.tensors),
+        tensors_covered=len(covered),
+        nbytes=sum(info.nbytes for info in index.tensors.values()),
+        nbytes_covered=sum(info.nbytes for info in covered),
+        parameters=sum(slot.tied_to is None for slot in parameters.slots.values()),
+        parameters_filled=len(resolution.filled),
+    )
+    return LoadPlan(
+        map_name=weight_map.name,
+        root=index.root,
+        prefix=prefix,
+        rank=parameters.tp.rank,
+        size=parameters.tp.size,
+        parameters=tuple(parameters.slots.values()),
+        pieces=tuple(pieces),
+        ties=tuple(resolution.ties),
+        ignored=tuple(ignored),
+        findings=(*index.findings, *_findings(issues)),
+        totals=totals,
+    )
+
+
+def _foreign_prefix(
+    weight_map: WeightMap, recipes: list[Recipe], index: CheckpointIndex
+) -> Iterator[Issue]:
+    """When nothing at all is found, see whether the names only stand under another prefix."""
+    wanted = [recipe.names[0] for recipe in recipes if recipe.slot.tied_to is None]
+    first = wanted[0] if wanted else ""
+    ends = (name for name in index.tensors if name.endswith(f".{first}"))
+    for name in ends:
+        prefix = name.removesuffix(first)
+        if all(prefix + name in index.tensors for name in wanted):
+            message = f"every name of the checkpoint stands under '{prefix}'"
+            hint = f"Add '{prefix}' to `prefixes` of {weight_map.files[0]}."
+            yield Issue("map", weight_map.name, message, (), str(weight_map.files[0]), hint)
+            return
+
+
+def _findings(issues: list[Issue]) -> list[Finding]:
+    """Fold the issues; hint at the spare tensor nearest to a missing one, and the reverse."""
+    folded = fold_issues(issues)
+    spare = [issue.subject for issue in folded if issue.kind == "unclaimed"]
+    wanted = [n for i in folded if i.kind in ("missing", "half_merged") for n in i.names]
+    findings = []
+    for issue in folded:
+        finding = issue.finding()
+        if issue.kind in ("missing", "half_merged") and issue.names:
+            near = "".join(did_you_mean(name, spare, most=1) for name in issue.names[:2])
+        elif issue.kind == "unclaimed" and len(issue.names) == 0:
+            near = did_you_mean(issue.subject, wanted, most=1)
+        else:
+            near = ""
+        findings.append(replace(finding, hint=f"{near}{finding.hint}"))
+    return findings

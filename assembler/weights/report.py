@@ -1,0 +1,193 @@
+"""The coverage report: what fills what, folded over layers, as data and as JSON.
+
+`report_table` draws it. It reads a `LoadPlan` and nothing else: what it shows is what loading does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from assembler.weights.finding import Finding
+from assembler.weights.fold import blank_indices, fold_names, fold_text, merge_names
+from assembler.weights.ops import Unsqueeze
+from assembler.weights.parameters import ParameterSlot
+from assembler.weights.plan import LoadPlan, Piece, Totals
+
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+
+@dataclass(frozen=True)
+class Row:
+    """Parameters that differ in their layer only, and the tensors that fill them."""
+
+    target: str
+    sources: str
+    count: int  # parameters in the row
+    shape: tuple[int, ...]  # of each, over the whole model
+    dtype: str  # on disk
+    nbytes: int  # on disk, that this rank reads
+    split: str  # "column", "row", "vocab" or "" for whole
+    ops: tuple[str, ...]  # what happens on the way
+
+
+@dataclass(frozen=True)
+class CoverageReport:
+    """The report as data."""
+
+    title: str
+    rows: tuple[Row, ...]
+    ties: tuple[str, ...]
+    ignored: tuple[tuple[str, str, int], ...]  # (tensors, reason, bytes on disk)
+    findings: tuple[Finding, ...]
+    totals: Totals
+    tp_size: int
+
+    @property
+    def complete(self) -> bool:
+        """True when nothing stands in the way of loading."""
+        return not any(finding.severity == "error" for finding in self.findings)
+
+    @property
+    def summary(self) -> str:
+        """`272/272 tensors, 100 % of bytes, 182/182 parameters`, and the number of errors."""
+        t = self.totals
+        summary = (
+            f"{t.tensors_covered}/{t.tensors} tensors, "
+            f"{_percent(t.nbytes_covered, t.nbytes)} of bytes, "
+            f"{t.parameters_filled}/{t.parameters} parameters"
+        )
+        errors = sum(finding.severity == "error" for finding in self.findings)
+        return f"{summary}: {errors} finding{'s' * (errors > 1)}" if errors else summary
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON-ready data, with the same content as the table."""
+        return {
+            "title": self.title,
+            "complete": self.complete,
+            "summary": self.summary,
+            "totals": asdict(self.totals),
+            "tp_size": self.tp_size,
+            "rows": [asdict(row) for row in self.rows],
+            "ties": list(self.ties),
+            "ignored": [
+                {"tensors": names, "reason": reason, "nbytes": nbytes}
+                for names, reason, nbytes in self.ignored
+            ],
+            "findings": [asdict(finding) for finding in self.findings],
+        }
+
+    def to_rich(self) -> Group:
+        """The report for a `rich` console; readable from 100 columns on."""
+        from assembler.weights.report_table import render_report
+
+        return render_report(self)
+
+
+def coverage_report(plan: LoadPlan) -> CoverageReport:
+    """Fold a plan into the report's rows."""
+    by_target: dict[str, list[Piece]] = {slot.name: [] for slot in plan.parameters}
+    for piece in plan.pieces:
+        by_target[piece.target].append(piece)
+    groups: dict[tuple, list[ParameterSlot]] = {}
+    for slot in plan.parameters:
+        if by_target[slot.name]:
+            groups.setdefault(_likeness(slot, by_target[slot.name]), []).append(slot)
+    rows = [row for slots in groups.values() for row in _rows(slots, by_target)]
+    order = {slot.name: n for n, slot in enumerate(plan.parameters)}
+    rows.sort(key=lambda item: order[item[0]])
+    map_name = f"weight map '{plan.map_name}'"
+    prefix = f", prefix '{plan.prefix}'" if plan.prefix else ""
+    rank = f", rank {plan.rank} of {plan.size}" if plan.size > 1 else ""
+    return CoverageReport(
+        title=f"{plan.root}: {map_name}{prefix}{rank}",
+        rows=tuple(row for _, row in rows),
+        ties=tuple(f"{slot.name} = {slot.tied_to}" for slot in plan.parameters if slot.tied_to),
+        ignored=_ignored(plan),
+        findings=plan.findings,
+        totals=plan.totals,
+        tp_size=plan.size,
+    )
+
+
+def format_bytes(count: float) -> str:
+    """`87.4 MB`; units of 1000, as disks and hubs count."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def _likeness(slot: ParameterSlot, pieces: Iterable[Piece]) -> tuple:
+    """Equal for parameters that share a row: all but the indices in their names is the same."""
+    sources = dict.fromkeys((blank_indices(p.source)[0], p.info.dtype, p.ops) for p in pieces)
+    layout = (slot.layout.kind, slot.layout.shape)
+    return blank_indices(slot.name)[0], layout, frozenset(sources)
+
+
+def _rows(
+    slots: list[ParameterSlot], by_target: Mapping[str, list[Piece]]
+) -> Iterable[tuple[str, Row]]:
+    """(first parameter, row) for parameters alike; several where their indices are no range."""
+    layouts = {slot.name: slot for slot in slots}
+    for fold in fold_names(layouts):
+        first = layouts[fold.names[0]]
+        pieces = [piece for name in fold.names for piece in by_target[name]]
+        forms: dict[tuple, tuple[int, list[str]]] = {}
+        for piece in pieces:
+            form = blank_indices(piece.source)[0]
+            forms.setdefault(form, (_place(piece), []))[1].append(piece.source)
+        texts = [fold_text(names) for _, names in sorted(forms.values(), key=lambda item: item[0])]
+        row = Row(
+            target=_without_leaf(fold.text),
+            sources=_without_leaf(merge_names(texts)),
+            count=len(fold.names),
+            shape=first.layout.shape,
+            dtype="/".join(sorted({piece.info.dtype for piece in pieces})),
+            nbytes=sum(piece.nbytes for piece in pieces),
+            split="" if first.layout.kind == "replicated" else first.layout.kind,
+            ops=_op_lines(by_target[first.name]),
+        )
+        yield first.name, row
+
+
+def _op_lines(pieces: Iterable[Piece]) -> tuple[str, ...]:
+    """What happens to the pieces of one parameter, a line for each part it happens to."""
+    lines = []
+    for piece in sorted(pieces, key=_place):
+        ops = [op for op in piece.ops if not isinstance(op, Unsqueeze)]  # the indices show it
+        if ops:
+            chain = " → ".join(str(op) for op in ops)
+            lines.append(f"{piece.part}: {chain}" if piece.part else chain)
+    return tuple(dict.fromkeys(lines))
+
+
+def _place(piece: Piece) -> int:
+    """Where a piece begins along the fused dimension."""
+    return piece.target_slice[-1].start if piece.target_slice else 0
+
+
+def _without_leaf(name: str) -> str:
+    """Most rows end in `.weight` on both sides: it is left out, every other leaf is shown."""
+    return name.removesuffix(".weight")
+
+
+def _ignored(plan: LoadPlan) -> tuple[tuple[str, str, int], ...]:
+    by_reason: dict[str, dict[str, int]] = {}
+    for item in plan.ignored:
+        by_reason.setdefault(item.reason, {})[item.info.name] = item.info.nbytes
+    return tuple(
+        (fold.text, reason, sum(sizes[name] for name in fold.names))
+        for reason, sizes in by_reason.items()
+        for fold in fold_names(sizes)
+    )
+
+
+def _percent(part: int, whole: int) -> str:
+    """Rounded so that only everything is 100 %."""
+    share = 100.0 if part == whole else min(100 * part / whole, 99.9)
+    return f"{share:.0f} %" if share in (0, 100) else f"{share:.1f} %"

@@ -1,0 +1,82 @@
+"""Tensors that no rule reads: ignored with a reason, or a finding that says why none does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from assembler.weights.ignores import Ignore
+from assembler.weights.index import TensorInfo
+from assembler.weights.issues import Issue
+from assembler.weights.map_rules import Rule
+from assembler.weights.parameters import ModelParameters
+from assembler.weights.pattern import Pattern, PatternTree
+from assembler.weights.weight_map import WeightMap
+
+
+@dataclass(frozen=True)
+class IgnoredTensor:
+    """A tensor left on disk, with the map's reason."""
+
+    info: TensorInfo
+    reason: str
+
+
+def sort_unclaimed(
+    weight_map: WeightMap,
+    model: ModelParameters,
+    tensors: Iterable[TensorInfo],
+    prefix: str,
+) -> tuple[list[IgnoredTensor], list[Issue]]:
+    """Ignore what the map ignores, by whole name or without the prefix; report the rest."""
+    ignored, issues = [], []
+    explain = _Explainer(weight_map, model, prefix)
+    for info in tensors:
+        bare = info.name.removeprefix(prefix)
+        reason = _reason(weight_map.ignore, info.name, bare)
+        if reason is not None:
+            ignored.append(IgnoredTensor(info, reason))
+        else:
+            issues.append(explain.issue(info.name, bare))
+    return ignored, issues
+
+
+def _reason(ignores: Iterable[Ignore], *names: str) -> str | None:
+    for ignore in ignores:
+        if any(ignore.matches(name) for name in names):
+            return ignore.reason
+    return None
+
+
+class _Explainer:
+    """Finds the rule that would have read a tensor had the model been built another way."""
+
+    def __init__(self, weight_map: WeightMap, model: ModelParameters, prefix: str) -> None:
+        self.model, self.prefix = model, prefix
+        self.tree: PatternTree[tuple[Rule, Pattern]] = PatternTree()
+        for rule in weight_map.rules:
+            for source in rule.sources:
+                self.tree.add(source.pattern, (rule, source.pattern))
+
+    def issue(self, name: str, bare: str) -> Issue:
+        message = "no rule uses it and no `ignore` gives a reason to leave it"
+        module, _, leaf = bare.rpartition(".")
+        for path, suffix in ((bare, ""), (module, leaf)):
+            for rule, pattern in self.tree.find(path):
+                values = pattern.match(path)
+                if values is not None and set(rule.target.names) <= set(values):
+                    target = rule.target.fill(values)
+                    because = self._because(target, suffix, set(values) - set(rule.target.names))
+                    return Issue("unclaimed", name, because, (target,), rule.where)
+        return Issue("unclaimed", name, message)
+
+    def _because(self, target: str, leaf: str, free: set[str]) -> str:
+        there = target in self.model.modules or target in self.model.slots
+        if not there:
+            return "its rule fills {0}, which the model does not have"
+        slot = self.model.slots.get(f"{target}.{leaf}" if leaf else target)
+        if slot is None:
+            return f"its rule fills {{0}}, which the model has without '{leaf}'"
+        if free:
+            return f"its rule stacks into {{0}}, which holds only {slot.layout.shape[0]}"
+        return "its rule fills {0} from another tensor"
