@@ -298,6 +298,7 @@ _GPT2_CASES = [
             "tie_word_embeddings": False,
             "activation_function": "relu",
         },
+        dropped_prefix="transformer.",
     ),
 ]
 

@@ -1,0 +1,114 @@
+"""Every shipped conf at its real size: assembled on meta, against the tensors of a real release."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from published_releases import NAMES, Release, read_release
+
+import assembler
+from assembler.blocks.parallel import TensorParallel
+from assembler.errors import SpecError
+from assembler.model.conf_files import conf_names, search_roots
+from assembler.model.detect import detect_conf
+from assembler.model.spec import ModelSpec
+from assembler.weights.plan import LoadPlan, plan_load
+from assembler.weights.weight_map import load_weight_map
+
+CONF_OF = {
+    "gemma-2-9b": "gemma2",
+    "gemma-3-1b": "gemma3",
+    "gemma-3-4b": "gemma3",
+    "gpt2": "gpt2",
+    "llama-3.1-8b": "llama",
+    "minicpm-2b": "minicpm",
+    "mistral-7b-v0.1": "mistral",
+    "phi-3.5-mini": "phi3",
+    "pythia-160m": "gpt_neox",
+    "qwen2.5-7b": "qwen2",
+    "qwen3-8b": "qwen3",
+    "smollm2-135m": "llama",
+}
+# Heads, the vocabulary and the MLP's width have to divide; these are the sizes where they do.
+TENSOR_PARALLEL_SIZES = {
+    "gemma-3-1b": (1, 2, 4),  # 4 query heads
+    "gpt2": (1,),  # a vocabulary of 50257
+    "minicpm-2b": (1,),  # a vocabulary of 122753
+    "pythia-160m": (1, 2, 4),  # 12 heads
+    "qwen2.5-7b": (1, 2, 4),  # 28 query heads
+    "smollm2-135m": (1,),  # 9 query heads
+}
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def release(request: pytest.FixtureRequest) -> Release:
+    return read_release(request.param)
+
+
+def _spec(release: Release) -> ModelSpec:
+    conf = detect_conf(release.config, search_roots())
+    assert conf.name == CONF_OF[release.name]
+    return assembler.load_spec(conf.name, release.config)
+
+
+def _plan(release: Release, tp: TensorParallel) -> LoadPlan:
+    spec = _spec(release)
+    model = assembler.build_model(spec, tp)
+    return plan_load(load_weight_map(spec.weight_map), model, release.index())
+
+
+def test_every_conf_has_a_recorded_release() -> None:
+    package = Path(assembler.__file__).parent
+    shipped = set(conf_names([package])) - {"smollm2"}  # a Llama, with a release of its own
+    assert shipped == set(CONF_OF.values())
+
+
+def test_the_record_adds_up_to_the_published_count(release: Release) -> None:
+    assert sum(math.prod(shape) for shape in release.tensors.values()) == release.stored
+
+
+def test_the_model_has_the_published_number_of_parameters(release: Release) -> None:
+    model = assembler.build_model(_spec(release))
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert sum(parameter.numel() for parameter in model.parameters()) == release.parameters
+
+
+def test_the_map_covers_every_tensor(release: Release) -> None:
+    plan = _plan(release, TensorParallel())
+    assert plan.findings == ()
+    assert plan.totals.tensors_covered == plan.totals.tensors == len(release.tensors)
+    assert plan.totals.parameters_filled == plan.totals.parameters
+    used = {piece.source for piece in plan.pieces}
+    assert sum(math.prod(release.tensors[name]) for name in used) == release.parameters
+
+
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_tensor_parallel_ranks_are_covered_or_refused(release: Release, size: int) -> None:
+    if size not in TENSOR_PARALLEL_SIZES.get(release.name, (1, 2, 4, 8)):
+        with pytest.raises(SpecError, match="cannot share evenly"):
+            _plan(release, TensorParallel(0, size))
+        return
+    for rank in {0, size - 1}:
+        plan = _plan(release, TensorParallel(rank, size))
+        assert plan.findings == ()
+        assert plan.totals.parameters_filled == plan.totals.parameters
+
+
+@pytest.mark.parametrize("kind", ["sliding_attention", "full_attention"])
+def test_gemma3_rope_at_real_size(kind: str) -> None:
+    """Only full layers are scaled; a config that leaves the sliding theta out means 10000."""
+    attn = _spec(read_release("gemma-3-4b")).kinds[kind].blocks["attn"]
+    local = kind == "sliding_attention"
+    assert attn.rope.theta == (10_000.0 if local else 1_000_000.0)
+    assert (attn.rope.type, attn.rope.factor) == (("default", None) if local else ("linear", 8.0))
+    assert attn.window == (1024 if local else None)
+
+
+def test_layer_kinds_at_real_size() -> None:
+    kinds = _spec(read_release("gemma-3-4b")).layer_kinds
+    assert [i for i, kind in enumerate(kinds) if kind == "full_attention"] == [5, 11, 17, 23, 29]
+    kinds = _spec(read_release("gemma-2-9b")).layer_kinds
+    assert kinds[:4] == ("sliding_attention", "full_attention") * 2
+    assert set(_spec(read_release("qwen2.5-7b")).layer_kinds) == {"full_attention"}
