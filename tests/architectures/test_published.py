@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
+import transformers
 from published_releases import NAMES, Release, read_release
 
 import assembler
@@ -94,6 +95,17 @@ def test_tensor_parallel_ranks_are_covered_or_refused(release: Release, size: in
         plan = _plan(release, TensorParallel(rank, size))
         assert plan.findings == ()
         assert plan.totals.parameters_filled == plan.totals.parameters
+
+
+def test_transformers_understands_the_config_alike(release: Release) -> None:
+    """What a published config leaves out means what transformers takes it to mean."""
+    if CONF_OF[release.name] == "minicpm":
+        pytest.skip("transformers has no MiniCPM")
+    config = dict(release.config)
+    theirs = transformers.AutoConfig.for_model(config.pop("model_type"), **config)
+    complete = {**theirs.to_dict(), "architectures": config["architectures"]}
+    full = assembler.load_spec(CONF_OF[release.name], complete)
+    assert full.model_dump(exclude={"sources"}) == _spec(release).model_dump(exclude={"sources"})
 
 
 @pytest.mark.parametrize("kind", ["sliding_attention", "full_attention"])
