@@ -69,7 +69,8 @@ def parse_spec(
     _report_missing(_without_unused(data, used), fields, parser)
     parser.raise_findings()
 
-    document = _document({k: v for k, v in data.items() if k not in entries}, parser)
+    known = {key: data[key] for key in data if key in ModelDocument.model_fields}
+    document = _document(known, parser)
     assert document is not None
     blocks = {n: parser.block(e, lambda key, n=n: (n, *key)) for n, e in entries.items()}
     kinds = {kind: _layer_kind(kind, document.layers, parser) for kind in dict.fromkeys(used)}
@@ -99,7 +100,7 @@ def _block_entries(data: Mapping[str, Any], parser: _Parser) -> dict[str, Any]:
             continue
         if isinstance(value, Mapping):
             entries[key] = value
-        else:
+        elif value is not None:  # null drops an inherited block
             hint = did_you_mean(str(key), known)
             parser.report(
                 (key,), f"unknown field.{hint} A block of your own is a mapping with `block:`"
@@ -167,7 +168,10 @@ def _layer_kind(kind: str, layers: LayersDocument, parser: _Parser) -> LayerKind
         change = own.get(name, {})
         if change is None:
             continue
-        base = layers.blocks.get(name, {})
+        base = layers.blocks.get(name)
+        if base is None and name not in own:
+            continue
+        base = base or {}
         # Another block takes nothing over from the one it replaces.
         keeps = change.get("block", base.get("block")) == base.get("block")
         entry = {**base, **change} if keeps else change

@@ -58,7 +58,9 @@ class LayersDocument(_Document):
         description="the kind of each layer: a list (the first `count` entries are used), or an "
         "expression in the layer index `i` such as: full if i % 2 else sliding",
     )
-    blocks: dict[Identifier, dict[str, Any]] = Field(description="the blocks of a layer, by name")
+    blocks: dict[Identifier, dict[str, Any] | None] = Field(
+        description="the blocks of a layer, by name; null drops an inherited one"
+    )
     variants: dict[str, VariantDocument] = Field(
         default_factory=dict, description="what each kind changes, by kind"
     )
