@@ -88,7 +88,15 @@ def _graphs(spec: ModelSpec, registry: BlockRegistry) -> ModelGraphs:
             errors.append(str(error))
             return None
         classes = {block: registry.block_class(entry.block) for block, entry in blocks.items()}
-        return wire(equations, scope.inputs, scope.outputs, classes, numbers)
+        wired = wire(equations, scope.inputs, scope.outputs, classes, numbers)
+        for block, cls in classes.items():
+            calls = len(wired.graph.find_nodes(op="call_module", target=block))
+            if calls > 1 and hasattr(cls, "cache_spec"):
+                errors.append(
+                    f"{places[0]}: block '{block}' caches keys and values, so one equation may "
+                    f"call it, not {calls}; declare another block"
+                )
+        return wired
 
     kinds = {
         name: graph(
