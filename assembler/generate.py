@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -61,12 +61,13 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse_arguments(argv, GenerateOptions, LLMOptions, SamplingParams)
     own, _, sampling = arguments.values
     options = GenerateOptions(**own)
-    params = SamplingParams(**{"temperature": 0.0, "max_tokens": 256, **sampling})
+    SamplingParams(**sampling)  # refuse what is wrong before the model is loaded
     prompts = _prompts(options)
     llm = _load(options, arguments)
-    requests = [_request(llm, prompt, options) for prompt in prompts]
+    requests = [_token_ids(llm, prompt, options) for prompt in prompts]
+    params = [_params(llm, len(request), sampling) for request in requests]
     if options.prompts is None:
-        _stream(llm, requests[0], params)
+        _stream(llm, requests[0], params[0])
     else:
         _batch(llm, requests, params)
     return 0
@@ -146,18 +147,22 @@ def _loading_bar() -> Iterator[Callable[[int, int], None]]:
         yield progress
 
 
-def _request(llm: LLM, prompt: str, options: GenerateOptions) -> str | list[int]:
+def _token_ids(llm: LLM, prompt: str, options: GenerateOptions) -> list[int]:
     """The prompt as the model should see it: through its chat template, or as it is."""
     has_template = llm.tokenizer is not None and llm.tokenizer.has_chat_template
     chat = has_template if options.chat == "auto" else options.chat
-    if not chat:
-        if options.system is not None:
-            raise OptionError(
-                "system= needs a chat: this model has no chat template, or chat=false"
-            )
-        return prompt if llm.tokenizer is not None else _ids(prompt)
-    system = [] if options.system is None else [{"role": "system", "content": options.system}]
-    return llm.chat_prompt([*system, {"role": "user", "content": prompt}])
+    if chat:
+        system = [] if options.system is None else [{"role": "system", "content": options.system}]
+        return llm.chat_prompt([*system, {"role": "user", "content": prompt}])
+    if options.system is not None:
+        raise OptionError("system= needs a chat: the model has no chat template, or chat=false")
+    return _ids(prompt) if llm.tokenizer is None else llm.tokenizer.encode(prompt)
+
+
+def _params(llm: LLM, prompt_length: int, given: Mapping[str, Any]) -> SamplingParams:
+    """Greedy, and as long as the model allows up to 256 tokens, unless the user says otherwise."""
+    room = max(llm.engine.max_model_len - prompt_length, 1)
+    return SamplingParams(**{"temperature": 0.0, "max_tokens": min(256, room), **given})
 
 
 def _ids(prompt: str) -> list[int]:
@@ -170,11 +175,11 @@ def _ids(prompt: str) -> list[int]:
         ) from None
 
 
-def _stream(llm: LLM, request: str | list[int], params: SamplingParams) -> None:
+def _stream(llm: LLM, request: Sequence[int], params: SamplingParams) -> None:
     """Print one answer as it grows, then how fast it came."""
     shown, output = 0, None
     for output in llm.stream(request, params):
-        text = _text(output)
+        text = _text(llm, output)
         # What is shown stays: text that may still change is held back by the engine.
         print(text[shown:], end="", flush=True)
         shown = len(text)
@@ -183,17 +188,17 @@ def _stream(llm: LLM, request: str | list[int], params: SamplingParams) -> None:
     _summarise([output])
 
 
-def _batch(llm: LLM, requests: Sequence[str | list[int]], params: SamplingParams) -> None:
+def _batch(llm: LLM, requests: Sequence[list[int]], params: Sequence[SamplingParams]) -> None:
     """Print all answers in order, a JSON text a line (an answer may have several lines)."""
     outputs = llm.generate(requests, params, use_tqdm=sys.stderr.isatty())
     for output in outputs:
-        print(json.dumps(_text(output), ensure_ascii=False))
+        print(json.dumps(_text(llm, output), ensure_ascii=False))
     _summarise(outputs)
 
 
-def _text(output: RequestOutput) -> str:
+def _text(llm: LLM, output: RequestOutput) -> str:
     completion = output.outputs[0]
-    return completion.text or " ".join(map(str, completion.token_ids)) * (output.prompt is None)
+    return completion.text if llm.tokenizer else " ".join(map(str, completion.token_ids))
 
 
 def _summarise(outputs: Sequence[RequestOutput]) -> None:
