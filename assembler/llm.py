@@ -230,8 +230,6 @@ def _tokenizer(assembly: Assembly) -> Tokenizer | None:
     index, path = assembly.index, assembly.path
     if index is not None and index.format == "gguf":
         return Tokenizer.from_gguf(index.metadata)
-    if path is None:
-        return None
     folder = path if path.is_dir() else path.parent
     if assembly.plan is not None:
         return Tokenizer.from_folder(folder)

