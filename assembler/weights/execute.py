@@ -48,6 +48,7 @@ def execute_plan(
     """Fill the parameters of a materialised model.
 
     Args:
+        plan: made by `plan_load` for this model (the same rank) and this checkpoint.
         progress: called with the number of bytes on disk each time a tensor has been loaded; they
             add up to `plan.nbytes`.
 
@@ -83,6 +84,7 @@ def _load_tensor(
             for span in piece.target_slice:
                 place = place.narrow(span.dim, span.start, span.stop - span.start)
             value = apply_ops(piece.ops, tensor)
+            assert not place.is_meta, "materialize the model before loading it"
             assert value.shape == place.shape, (piece, value.shape, place.shape)
             place.copy_(value)
     except CheckpointError:

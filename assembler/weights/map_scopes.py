@@ -84,6 +84,8 @@ def merge_scopes(base: Scope, over: Scope) -> Scope:
                 "use the same wildcard names"
             )
         below = base.children.get(key)
+        if isinstance(below, Scope):
+            child = _as_scope(child)
         if isinstance(child, Scope) and isinstance(below, Scope):
             merged.children[key] = merge_scopes(below, child)
         elif _deletes(child) and below is not None:
@@ -91,6 +93,15 @@ def merge_scopes(base: Scope, over: Scope) -> Scope:
         else:
             merged.children[key] = child
     return merged
+
+
+def _as_scope(child: Scope | Statement) -> Scope | Statement:
+    """A lone `{from: x}` reads as a rule; over an inherited scope it changes the scope's prefix."""
+    if isinstance(child, Statement) and isinstance(child.value, dict):
+        source = child.value.get("from")
+        if set(child.value) == {"from"} and isinstance(source, str):
+            return Scope(source, child.where)
+    return child
 
 
 def _deletes(child: Scope | Statement) -> bool:

@@ -102,7 +102,7 @@ def plan_load(weight_map: WeightMap, model: nn.Module, index: CheckpointIndex) -
         for name, info in index.tensors.items()
         if name not in resolution.claimed and name not in resolution.reported
     ]
-    ignored, unclaimed = sort_unclaimed(weight_map, parameters, left, prefix)
+    ignored, unclaimed = sort_unclaimed(weight_map, parameters, left, prefix, matched.misfits)
     issues = [*matched.issues, *resolution.issues, *unclaimed]
     if not found and recipes:
         issues = [*_foreign_prefix(weight_map, recipes, index), *issues]

@@ -20,6 +20,7 @@ class Matched:
     """Every parameter's recipes, and what is wrong before a checkpoint is looked at."""
 
     recipes: dict[str, list[Recipe]]  # by parameter name
+    misfits: set[str]  # parameters whose rule cannot be applied to them
     issues: list[Issue]
 
 
@@ -30,6 +31,7 @@ def match_rules(weight_map: WeightMap, model: ModelParameters) -> Matched:
         tree.add(rule.target, rule)
     recipes: dict[str, list[Recipe]] = {}
     issues: list[Issue] = []
+    misfits: set[str] = set()
     applied: set[int] = set()
     for slot in model.slots.values():
         rules = tree.find(slot.name) or tree.find(slot.module)
@@ -40,13 +42,15 @@ def match_rules(weight_map: WeightMap, model: ModelParameters) -> Matched:
                 recipes[slot.name] = make_recipes(rules[0], slot, model.tp)
             except Misfit as misfit:
                 issues.append(Issue("map", slot.name, str(misfit), (), rules[0].where))
+                misfits.add(slot.name)
         elif rules:
             places = " and ".join(f"'{rule.target}' ({rule.where})" for rule in rules)
             issues.append(Issue("map", slot.name, f"two rules fill it: {places}"))
+            misfits.add(slot.name)
         elif slot.tied_to is None:
             issues.append(_no_rule(slot, weight_map))
     issues += _idle_rules(weight_map.rules, applied, model)
-    return Matched(recipes, issues)
+    return Matched(recipes, misfits, issues)
 
 
 def split_issues(rule: Rule, slot: ParameterSlot, model: ModelParameters) -> Iterator[Issue]:

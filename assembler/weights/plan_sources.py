@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from assembler.weights.shape_words import shape_words
 # Types whose values are weights as they stand. GGUF's block formats are dequantised on reading;
 # 8-bit and packed safetensors mean nothing without the scales that come with them.
 PLAIN_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
+INTEGER_DTYPES = frozenset({"I64", "I32", "I16", "I8", "U8", "BOOL"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,23 +126,31 @@ class SourceResolver:
         found = []
         for info in infos.values():
             issues = []
-            other = self.out.claimed.setdefault(info.name, recipe.slot.name)
-            if other != recipe.slot.name:
-                names = (other, recipe.slot.name)
+            if info.name in self.out.claimed:
+                names = (self.out.claimed[info.name], recipe.slot.name)
                 message = "two parameters want it: {0} and {1}"
+                if names[0] == names[1]:
+                    message = "{0} wants it twice"
                 issues.append(Issue("duplicate", info.name, message, names, recipe.rule.where))
-            if info.shape != recipe.shape:
+            elif info.shape != recipe.shape:
                 issues.append(self._misshapen(recipe, info))
-            if self.index.format == "safetensors" and info.dtype not in PLAIN_DTYPES:
+            elif not self._holds_weights(info):
                 message = f"is stored as {info.dtype}, which cannot fill {{0}} by itself"
                 hint = f"Weights are {', '.join(sorted(PLAIN_DTYPES))}; this one is quantised."
                 names = (recipe.slot.name,)
                 issues.append(Issue("dtype", info.name, message, names, str(info.file), hint))
+            self.out.claimed.setdefault(info.name, recipe.slot.name)
             if not issues:
                 self.out.used.add(info.name)
             found += issues
         self.out.issues += found
         return not found
+
+    def _holds_weights(self, info: TensorInfo) -> bool:
+        """Whether the values, as they are read, are weights."""
+        if self.index.format == "gguf":
+            return info.dtype not in INTEGER_DTYPES
+        return info.dtype in PLAIN_DTYPES
 
     def _misshapen(self, recipe: Recipe, info: TensorInfo) -> Issue:
         want, facts = shape_words(recipe, info.shape, self.index.config)
@@ -226,7 +236,7 @@ class _Ready:
 
     def __init__(self, recipe: Recipe, cut: Cut) -> None:
         shape = shape_after(cut.ops, recipe.shape)
-        self.share = _numel(shape) / max(1, _numel(recipe.shape))
+        self.share = math.prod(shape) / max(1, math.prod(recipe.shape))
         self.part = cut.part
         self.ops = (*cut.ops, Unsqueeze()) if recipe.stacked else cut.ops
         self.shape = (1, *shape) if recipe.stacked else shape
@@ -234,13 +244,6 @@ class _Ready:
         if span is not None and recipe.stacked:
             span = Span(span.dim + 1, span.start, span.stop)
         self.span = () if span is None else (span,)
-
-
-def _numel(shape: Shape) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 def _listed(names: Sequence[str]) -> str:

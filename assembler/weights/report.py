@@ -15,7 +15,6 @@ from assembler.weights.ops import Unsqueeze
 from assembler.weights.parameters import ParameterSlot
 from assembler.weights.plan import LoadPlan, Piece, Totals
 
-
 if TYPE_CHECKING:
     from rich.console import Group
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from assembler.weights.ignores import Ignore
@@ -27,10 +27,14 @@ def sort_unclaimed(
     model: ModelParameters,
     tensors: Iterable[TensorInfo],
     prefix: str,
+    misfits: Collection[str] = (),
 ) -> tuple[list[IgnoredTensor], list[Issue]]:
-    """Ignore what the map ignores, by whole name or without the prefix; report the rest."""
+    """Ignore what the map ignores, by whole name or without the prefix; report the rest.
+
+    A tensor whose rule does not fit its parameter (one of `misfits`) is spoken of there already.
+    """
     ignored, issues = [], []
-    explain = _Explainer(weight_map, model, prefix)
+    explain = _Explainer(weight_map, model, misfits)
     for info in tensors:
         bare = info.name.removeprefix(prefix)
         reason = _reason(weight_map.ignore, info.name, bare)
@@ -38,7 +42,7 @@ def sort_unclaimed(
             ignored.append(IgnoredTensor(info, reason))
         else:
             issues.append(explain.issue(info.name, bare))
-    return ignored, issues
+    return ignored, [issue for issue in issues if issue is not None]
 
 
 def _reason(ignores: Iterable[Ignore], *names: str) -> str | None:
@@ -51,14 +55,16 @@ def _reason(ignores: Iterable[Ignore], *names: str) -> str | None:
 class _Explainer:
     """Finds the rule that would have read a tensor had the model been built another way."""
 
-    def __init__(self, weight_map: WeightMap, model: ModelParameters, prefix: str) -> None:
-        self.model, self.prefix = model, prefix
+    def __init__(
+        self, weight_map: WeightMap, model: ModelParameters, misfits: Collection[str]
+    ) -> None:
+        self.model, self.misfits = model, misfits
         self.tree: PatternTree[tuple[Rule, Pattern]] = PatternTree()
         for rule in weight_map.rules:
             for source in rule.sources:
                 self.tree.add(source.pattern, (rule, source.pattern))
 
-    def issue(self, name: str, bare: str) -> Issue:
+    def issue(self, name: str, bare: str) -> Issue | None:
         message = "no rule uses it and no `ignore` gives a reason to leave it"
         module, _, leaf = bare.rpartition(".")
         for path, suffix in ((bare, ""), (module, leaf)):
@@ -66,6 +72,8 @@ class _Explainer:
                 values = pattern.match(path)
                 if values is not None and set(rule.target.names) <= set(values):
                     target = rule.target.fill(values)
+                    if (f"{target}.{suffix}" if suffix else target) in self.misfits:
+                        return None
                     because = self._because(target, suffix, set(values) - set(rule.target.names))
                     return Issue("unclaimed", name, because, (target,), rule.where)
         return Issue("unclaimed", name, message)

@@ -66,6 +66,8 @@ def parse_marked(
         mark = problem.problem_mark or problem.context_mark
         line = mark.line + 1 if mark else 1
         what = problem.problem or problem.context or "not YAML"
+        if re.search(r"[\[{].*\{\S+\}", "".join(text.splitlines()[line - 1 : line])):
+            what += " (inside [...] or {...}, names with braces need quotes)"
         raise error(f"{display_path(path)}:{line}: not valid YAML: {what}") from None
     except yaml.YAMLError as problem:  # characters that YAML does not allow
         raise error(f"{display_path(path)}: not valid YAML: {problem}") from None

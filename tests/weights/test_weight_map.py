@@ -1,0 +1,313 @@
+"""The weight-map language: what it means, how maps extend each other, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from jsonschema import Draft202012Validator
+from weights_harness import MAP, write_map
+
+from assembler.errors import WeightMapError
+from assembler.weights.map_schema import weight_map_schema
+from assembler.weights.weight_map import PACKAGE_ROOT, WeightMap, load_weight_map
+from assembler.weights.yaml_marks import load_marked
+
+SHIPPED = sorted(
+    path.relative_to(PACKAGE_ROOT / "weight_maps").with_suffix("").as_posix()
+    for path in (PACKAGE_ROOT / "weight_maps").rglob("*.yaml")
+)
+
+
+def rules(weight_map: WeightMap) -> dict[str, list[str]]:
+    return {r.target.text: [s.pattern.text for s in r.sources] for r in weight_map.rules}
+
+
+def test_scopes_join_targets_and_sources(tmp_path: Path):
+    found = rules(write_map(tmp_path))
+    assert found["layers.{i}.attn.qkv"] == [f"model.layers.{{i}}.self_attn.{x}_proj" for x in "qkv"]
+    assert found["norm"] == ["model.norm"]
+    assert len(found) == 8
+
+
+def test_nested_scopes_and_every_option(tmp_path: Path):
+    weight_map = write_map(
+        tmp_path,
+        """\
+weights:
+  layers.{i}:
+    from: h.{i}
+    moe.experts: {from: "moe.experts.{e}", gate_up: [w1, w3], down: w2}
+    attn:
+      qkv: {from: attn.c_attn, transpose: true, parts: [q, k, v], per: kv_head}
+      o:
+        from: attn.dense
+        optional: true
+    mlp.up: [{from: up, rope: interleaved_to_half}, gate]
+""",
+    )
+    found = {r.target.text: r for r in weight_map.rules}
+    assert rules(weight_map)["layers.{i}.moe.experts.gate_up"] == [
+        "h.{i}.moe.experts.{e}.w1",
+        "h.{i}.moe.experts.{e}.w3",
+    ]
+    [source] = found["layers.{i}.attn.qkv"].sources
+    assert (source.parts, source.per, source.transpose) == (("q", "k", "v"), "kv_head", True)
+    assert found["layers.{i}.attn.o"].optional and not found["layers.{i}.attn.qkv"].optional
+    assert [s.rope for s in found["layers.{i}.mlp.up"].sources] == ["interleaved_to_half", None]
+    assert found["layers.{i}.attn.o"].where.endswith("tiny.yaml:7")
+
+
+def test_tp_entries_drop_the_layer_or_name_the_whole_target(tmp_path: Path):
+    text = MAP.replace("row: [attn.o, mlp.down]", 'row: ["layers.{i}.attn.o", mlp.down]')
+    kinds = {r.target.text: r.tp for r in write_map(tmp_path, text).rules}
+    assert kinds["layers.{i}.attn.qkv"] == "column"
+    assert kinds["layers.{i}.attn.o"] == kinds["layers.{i}.mlp.down"] == "row"
+    assert kinds["embed"] == "vocab"
+    assert kinds["norm"] == kinds["layers.{i}.attn_norm"] == "replicated"
+
+
+def test_extends_merges_by_target(tmp_path: Path):
+    write_map(tmp_path)
+    child = write_map(
+        tmp_path,
+        """\
+extends: tiny
+prefixes: [""]
+weights:
+  layers.{i}:
+    attn.q_norm: self_attn.q_norm
+    mlp.gate_up: {from: mlp.gate_up_proj, parts: [gate, up]}
+    attn.o: null
+  layers.{i}.mlp.down: elsewhere.{i}.down
+  lm_head: null
+tp: {column: [mlp.down]}
+""",
+        "child",
+    )
+    found = rules(child)
+    assert found["layers.{i}.attn.q_norm"] == ["model.layers.{i}.self_attn.q_norm"]
+    assert found["layers.{i}.mlp.gate_up"] == ["model.layers.{i}.mlp.gate_up_proj"]
+    assert found["layers.{i}.mlp.down"] == ["elsewhere.{i}.down"]
+    assert "layers.{i}.attn.o" not in found and "lm_head" not in found
+    assert found["embed"] == ["model.embed_tokens"]
+    assert {r.target.text: r.tp for r in child.rules}["layers.{i}.mlp.down"] == "column"
+    assert child.prefixes == ("",) and [i.reason for i in child.ignore]
+    assert [path.name for path in child.files] == ["child.yaml", "tiny.yaml"]
+
+
+def test_a_whole_scope_can_be_deleted_or_moved(tmp_path: Path):
+    write_map(tmp_path)
+    text = "extends: tiny\nweights:\n  layers.{i}: {from: 'h.{i}'}\n"
+    moved = write_map(tmp_path, text, "moved")
+    assert rules(moved)["layers.{i}.attn.o"] == ["h.{i}.self_attn.o_proj"]
+    gone = write_map(tmp_path, "extends: tiny\nweights:\n  layers.{i}: null\n", "gone")
+    assert set(rules(gone)) == {"embed", "norm", "lm_head"}
+
+
+def test_ignores_merge_and_can_be_taken_out(tmp_path: Path):
+    write_map(tmp_path)
+    child = write_map(
+        tmp_path,
+        'extends: tiny\nignore: {"*.rotary_emb.inv_freq": null, "*.bias": not used}\n',
+        "child",
+    )
+    [ignore] = child.ignore
+    assert ignore.matches("model.layers.0.attn.bias") and not ignore.matches("biases")
+
+
+def test_names_are_found_along_the_search_path(tmp_path: Path):
+    mine, theirs = tmp_path / "mine", tmp_path / "theirs"
+    write_map(theirs, name="base")
+    write_map(theirs, name="sub/base")
+    # A map may extend the next one of its own name.
+    (mine / "weight_maps").mkdir(parents=True)
+    (mine / "weight_maps" / "base.yaml").write_text("extends: base\nweights: {layer_norm: extra}\n")
+    found = load_weight_map("base", [mine, theirs])
+    assert len(found.rules) == 9 and len(found.files) == 2
+    assert len(load_weight_map("sub/base", [mine, theirs]).rules) == 8
+    assert len(load_weight_map(theirs / "weight_maps" / "base.yaml").rules) == 8
+    with pytest.raises(WeightMapError, match=r"no weight map 'bse'.*Did you mean 'base'"):
+        load_weight_map("bse", [mine, theirs])
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_maps_load_and_fit_the_schema(name: str):
+    assert load_weight_map(name).rules
+    path = PACKAGE_ROOT / "weight_maps" / f"{name}.yaml"
+    Draft202012Validator(weight_map_schema()).validate(load_marked(path).data)
+    modeline = path.read_text().splitlines()[0]
+    assert modeline.endswith("docs/schema/weight_map.schema.json")
+
+
+def test_the_schema_refuses_what_the_reader_refuses():
+    Draft202012Validator.check_schema(weight_map_schema())
+    validator = Draft202012Validator(weight_map_schema())
+    for wrong in (
+        {"weight": {}},
+        {"tp": {"colum": []}},
+        {"weights": {"a": {"from": "b", "per": 0, "parts": ["x"]}}},
+        {"prefixes": ["model"]},
+        {"config": {"a": {"valeu": 1}}},
+    ):
+        assert not validator.is_valid(wrong), wrong
+
+
+LAYER = "weights:\n  layers.{i}:\n    from: model.layers.{i}\n"
+
+BROKEN = {
+    "no mapping": ("- a\n", r"tiny\.yaml:1: a weight map is a mapping"),
+    "empty": ("", r"tiny\.yaml:1: a weight map is a mapping"),
+    "no rules": ("weights: {}\n", r"tiny\.yaml:1: the map has no rule"),
+    "unknown key": ("wieghts: {a: b}\n", r"tiny\.yaml:1: unknown key 'wieghts'.*mean 'weights'"),
+    "duplicate key": ("weights:\n  a: b\n  a: c\n", r"tiny\.yaml:3: the key 'a' is already given"),
+    "weights is a list": ("weights: [a]\n", r"'weights' is a mapping"),
+    "two rules, one target": (
+        "weights:\n  layers.{i}: {from: 'h.{i}', a: b}\n  layers.{n}.a: h.{n}.c\n",
+        r"tiny\.yaml:3: layers\.\{n\}\.a: two rules for one target; .*tiny\.yaml:2",
+    ),
+    "misspelt option": (
+        LAYER + "    attn.qkv: {from: qkv, part: [q, k, v]}\n",
+        r"tiny\.yaml:4: 'part' cannot stand beside 'from'.*Did you mean 'parts'",
+    ),
+    "option in a scope": (
+        LAYER + "    transpose: true\n    a: b\n",
+        r"tiny\.yaml:2: 'a' cannot stand beside 'transpose'",
+    ),
+    "option in a list item": (
+        LAYER + "    a: [{from: b, optional: true}, c]\n",
+        r"tiny\.yaml:4: layers\.\{i\}\.a: unknown option 'optional'",
+    ),
+    "no from": (LAYER + "    a: {transpose: true}\n", r"tiny\.yaml:4: .*no 'from'"),
+    "from of a scope": ("weights: {a: {from: [x], b: c}}\n", r"'from' of a scope is one name"),
+    "a number": (LAYER + "    a: 3\n", r"tiny\.yaml:4: .*a tensor or module name, not 3"),
+    "empty list": (LAYER + "    a: []\n", r"tiny\.yaml:4: .*an empty list names no source"),
+    "one source twice": (LAYER + "    a: [b, b]\n", r"'model\.layers\.\{i\}\.b' is named twice"),
+    "left wildcard unused": (
+        "weights:\n  layers.{i}.a: model.a\n",
+        r"tiny\.yaml:2: layers\.\{i\}\.a: \{i\} stands on the left but not in 'model\.a'",
+    ),
+    "two stacking wildcards": (
+        'weights:\n  a: "x.{e}.{f}.w"\n',
+        r"tiny\.yaml:2: a: \{e\}, \{f\} stand only on the right",
+    ),
+    "arithmetic on the left": ("weights: {'a.{i+1}': 'b.{i}'}\n", r"whole segment without arith"),
+    "wildcard twice on the left": ("weights: {'a.{i}.{i}': 'b.{i}'}\n", r"one wildcard twice"),
+    "broken wildcard": (LAYER + "    a: b.{i/2}\n", r"tiny\.yaml:4: .*\{i/2\}.* is no wildcard"),
+    "empty segment": (LAYER + "    a: b..c\n", r"tiny\.yaml:4: .*empty path segment"),
+    "parts of a list": (LAYER + "    a: {from: [b, c], parts: [q, k]}\n", r"a list of sources is"),
+    "parts twice": (LAYER + "    a: {from: b, parts: [q, q]}\n", r"names one part twice"),
+    "parts no list": (LAYER + "    a: {from: b, parts: q}\n", r"'parts' is a list of part names"),
+    "per without parts": (LAYER + "    a: {from: b, per: head}\n", r"give 'parts' too"),
+    "per misspelt": (
+        LAYER + "    a: {from: b, parts: [q, k], per: kv_heads}\n",
+        r"'per' is head, kv_head or a number of blocks, not 'kv_heads'\. Did you mean 'kv_head'",
+    ),
+    "per zero": (LAYER + "    a: {from: b, parts: [q, k], per: 0}\n", r"number of blocks, not 0"),
+    "rope misspelt": (
+        LAYER + "    a: {from: b, rope: interleaved_to_halve}\n",
+        r"Did you mean 'interleaved_to_half'",
+    ),
+    "rope over parts": (
+        LAYER + "    a: {from: b, parts: [q, k], rope: interleaved_to_half}\n",
+        r"'rope' reorders the heads of one part",
+    ),
+    "flag": (
+        LAYER + "    a: {from: b, transpose: yes}\n",
+        r"'transpose' is true or false, not 'y",
+    ),
+    "null deletes nothing": (
+        LAYER + "    attn: b\n    atn: null\n",
+        r"tiny\.yaml:5: layers\.\{i\}\.atn: null deletes .*Did you mean 'layers\.\{i\}\.attn'",
+    ),
+    "unknown split": (
+        LAYER + "    a: b\ntp:\n  colum: [a]\n",
+        r"tiny\.yaml:6: unknown split 'colum'.*Did you mean 'column'",
+    ),
+    "tp target": (
+        LAYER + "    attn.qkv: b\ntp:\n  column: [attn.qvk]\n",
+        r"tiny\.yaml:6: tp names 'attn\.qvk', which no rule fills\. Did you mean 'attn\.qkv'",
+    ),
+    "tp twice": (LAYER + "    a: b\ntp: {row: [a], column: [a]}\n", r"'a' is listed twice"),
+    "tp contradiction": (
+        LAYER + '    a: b\ntp: {row: [a], column: ["layers.{i}.a"]}\n',
+        r"is column here, and row at",
+    ),
+    "tp no list": (LAYER + "    a: b\ntp: {row: {a: b}}\n", r"'row' is a list of targets"),
+    "ignore without reason": (LAYER + "    a: b\nignore: {x: null}\n", r"'x' needs a reason"),
+    "ignore everything": (LAYER + "    a: b\nignore: {'*': why}\n", r"leave everything aside"),
+    "ignore reason": (LAYER + "    a: b\nignore: {x: 3}\n", r"the reason for 'x' is a text"),
+    "prefix": (LAYER + "    a: b\nprefixes: [model]\n", r"a prefix is '' or ends with '\.'"),
+    "extends": (LAYER + "    a: b\nextends: [x]\n", r"'extends' takes the name of one map"),
+    "extends nothing": ("extends: lama\n", r"tiny\.yaml:1: no weight map 'lama'.*mean 'llama'"),
+    "other wildcard": (
+        "extends: llama\nweights:\n  layers.{n}: {x: y}\n",
+        r"tiny\.yaml:3: 'layers\.\{n\}' is called 'layers\.\{i\}' in the map it extends",
+    ),
+    "config": (LAYER + "    a: b\nconfig: {x: {valeu: 3}}\n", r"x: write a metadata key.*'value'"),
+    "config form": (LAYER + "    a: b\nconfig: {x: {length: 3}}\n", r"'length' takes a name"),
+    "config first_of": (LAYER + "    a: b\nconfig: {x: {first_of: y}}\n", r"takes a list of fi"),
+    "config empty": (LAYER + "    a: b\nconfig: []\n", r"a mapping of config fields is wanted"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_maps(case: str, tmp_path: Path):
+    text, message = BROKEN[case]
+    with pytest.raises(WeightMapError, match=message):
+        write_map(tmp_path, text)
+
+
+def test_all_problems_of_a_map_come_at_once(tmp_path: Path):
+    text = LAYER + "    a: 3\n    b: {from: c, per: head}\nignore: {'*': why}\nprefixes: [x]\n"
+    with pytest.raises(WeightMapError) as error:
+        write_map(tmp_path, text)
+    lines = str(error.value).splitlines()
+    assert [line.split(".yaml:")[1].split(":")[0] for line in lines] == ["4", "5", "6", "7"]
+
+
+def test_a_circle_of_extends(tmp_path: Path):
+    write_map(tmp_path, MAP, "a")
+    (tmp_path / "weight_maps" / "b.yaml").write_text("extends: a\n")
+    with pytest.raises(WeightMapError, match=r"in a circle: .*a\.yaml -> .*b\.yaml -> .*a\.yaml"):
+        write_map(tmp_path, "extends: b\n" + MAP, "a")
+
+
+def test_an_inherited_tp_entry_may_lose_its_rule(tmp_path: Path):
+    write_map(tmp_path)
+    child = write_map(tmp_path, "extends: tiny\nweights: {lm_head: null}\n", "child")
+    assert "lm_head" not in rules(child)
+
+
+def test_gguf_config_fields(tmp_path: Path):
+    weight_map = write_map(
+        tmp_path,
+        """\
+weights: {a: b}
+config:
+  size: x.size
+  gone: x.gone
+  kind: {value: llama}
+  tied: {absent: output.weight}
+  bias: {present: q.bias}
+  vocab: {first_of: [x.vocab, {length: x.tokens}]}
+  neither: {first_of: [x.gone, x.gone_too]}
+  rope: {fields: {type: x.rope, factor: x.gone}}
+  empty: {fields: {type: x.gone}}
+""",
+    )
+    metadata = {"x.size": 8, "x.tokens": ["a", "b"], "x.rope": "linear"}
+    assert weight_map.translate_config(metadata, {"q.bias": None}) == {
+        "size": 8,
+        "kind": "llama",
+        "tied": True,
+        "bias": True,
+        "vocab": 2,
+        "rope": {"type": "linear"},
+    }
+
+
+def test_gguf_config_extends_field_by_field(tmp_path: Path):
+    write_map(tmp_path, "weights: {a: b}\nconfig: {x: k.x, y: k.y}\n")
+    child = write_map(tmp_path, "extends: tiny\nconfig: {y: {value: 2}}\n", "child")
+    assert child.translate_config({"k.x": 1, "k.y": 1}, {}) == {"x": 1, "y": 2}
