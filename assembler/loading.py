@@ -91,8 +91,14 @@ def assemble(
     if source.index is None or not weights:
         return Assembly(spec, model, source.path, source.config, source.index, None, None)
     weight_map = _weight_map(spec, source, conf, roots)
-    plan = plan_load(weight_map, model, source.index)
+    plan = plan_load(weight_map, model, source.index, cut=_cut(overrides))
     return Assembly(spec, model, source.path, source.config, source.index, weight_map, plan)
+
+
+def _cut(overrides: Sequence[str]) -> str | None:
+    """The override that asks for another number of layers: those it leaves out are no mistake."""
+    counts = [o for o in overrides if o.lstrip("+").startswith("conf.layers.count=")]
+    return f"{counts[-1]} leaves these layers out" if counts else None
 
 
 def load_weights(

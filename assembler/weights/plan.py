@@ -80,7 +80,9 @@ class LoadPlan:
         raise CheckpointError("\n".join(lines))
 
 
-def plan_load(weight_map: WeightMap, model: nn.Module, index: CheckpointIndex) -> LoadPlan:
+def plan_load(
+    weight_map: WeightMap, model: nn.Module, index: CheckpointIndex, *, cut: str | None = None
+) -> LoadPlan:
     """Work out how `index` fills `model`, without reading weights or changing anything.
 
     Args:
@@ -88,6 +90,8 @@ def plan_load(weight_map: WeightMap, model: nn.Module, index: CheckpointIndex) -
         model: an assembled model (on meta) whose blocks declare `shard_dims()`; its `tp` says which
             rank's slices are wanted.
         index: the checkpoint's headers.
+        cut: why the model was given fewer layers than the checkpoint has; the tensors of the
+            others are then left out with this reason instead of being findings.
 
     Returns:
         The plan. Nothing is raised for a checkpoint that does not fit: that is in `findings`.
@@ -102,7 +106,7 @@ def plan_load(weight_map: WeightMap, model: nn.Module, index: CheckpointIndex) -
         for name, info in index.tensors.items()
         if name not in resolution.claimed and name not in resolution.reported
     ]
-    ignored, unclaimed = sort_unclaimed(weight_map, parameters, left, prefix, matched.misfits)
+    ignored, unclaimed = sort_unclaimed(weight_map, parameters, left, prefix, matched.misfits, cut)
     issues = [*matched.issues, *resolution.issues, *unclaimed]
     if not found and recipes:
         issues = [*_foreign_prefix(weight_map, recipes, index), *issues]

@@ -28,20 +28,26 @@ def sort_unclaimed(
     tensors: Iterable[TensorInfo],
     prefix: str,
     misfits: Collection[str] = (),
+    cut: str | None = None,
 ) -> tuple[list[IgnoredTensor], list[Issue]]:
     """Ignore what the map ignores, by whole name or without the prefix; report the rest.
 
     A tensor whose rule does not fit its parameter (one of `misfits`) is spoken of there already.
+    With `cut`, the reason why the model has fewer layers than the checkpoint, tensors that a rule
+    would put into a layer beyond the last are left out for that reason.
     """
     ignored, issues = [], []
     explain = _Explainer(weight_map, model, misfits)
     for info in tensors:
         bare = info.name.removeprefix(prefix)
         reason = _reason(weight_map.ignore, info.name, bare)
-        if reason is not None:
-            ignored.append(IgnoredTensor(info, reason))
-        else:
-            issues.append(explain.issue(info.name, bare))
+        if reason is None:
+            issue = explain.issue(info.name, bare)
+            if cut is None or issue is None or not explain.is_beyond_the_last_layer(issue):
+                issues.append(issue)
+                continue
+            reason = cut
+        ignored.append(IgnoredTensor(info, reason))
     return ignored, [issue for issue in issues if issue is not None]
 
 
@@ -77,6 +83,16 @@ class _Explainer:
                     because = self._because(target, suffix, set(values) - set(rule.target.names))
                     return Issue("unclaimed", name, because, (target,), rule.where)
         return Issue("unclaimed", name, message)
+
+    def is_beyond_the_last_layer(self, issue: Issue) -> bool:
+        """Whether there would be a place for the tensor if the model had more layers."""
+        stack, _, rest = (issue.names or ("",))[0].partition(".")
+        number = rest.partition(".")[0]
+        return (
+            number.isdecimal()
+            and f"{stack}.0" in self.model.modules
+            and f"{stack}.{number}" not in self.model.modules
+        )
 
     def _because(self, target: str, leaf: str, free: set[str]) -> str:
         there = target in self.model.modules or target in self.model.slots
