@@ -6,9 +6,13 @@ H query heads, K key/value heads, D head dim, P pages of the cache, B tokens a p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -26,8 +30,17 @@ class PagedBatch:
     context_lens: torch.Tensor  # [S] int32; tokens of s in the cache once this step is stored
     max_seqlen_q: int  # longest query of the step; 1 means every sequence decodes
     max_context_len: int  # largest context length of the step
+    # What a backend derives from the fields above once for all layers of the step (index tables,
+    # masks), by a key of its own. The tensors must not change after an attention has read them.
+    derived: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def is_decode(self) -> bool:
         """True when every sequence of the step has exactly one query token."""
         return self.max_seqlen_q == 1
+
+    def once(self, key: Any, derive: Callable[[], R]) -> R:
+        """`derive()` the first time this batch is asked for `key`, the same result afterwards."""
+        if key not in self.derived:
+            self.derived[key] = derive()
+        return self.derived[key]

@@ -1,0 +1,106 @@
+"""The attention backends: one interface, and the one place that chooses between them."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from importlib.util import find_spec
+from typing import Literal, Protocol
+
+import torch
+
+from assembler.errors import OptionError, did_you_mean
+from assembler.kernels.paged_attention_torch import GatherBuffers, paged_attention_torch
+from assembler.kernels.paged_batch import PagedBatch
+from assembler.kernels.store_kv_torch import store_kv_torch
+
+BACKEND_NAMES = ("auto", "torch", "triton")
+
+
+class AttentionBackend(Protocol):
+    """How the attention blocks of a paged forward write and read KV memory."""
+
+    name: str
+
+    def store_kv(
+        self,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+        slot_mapping: torch.Tensor,
+    ) -> None:
+        """Write k [T, K, D] and v [T, K, Dv] at `slot_mapping` [T] (int64; -1: not stored)."""
+
+    def attend(
+        self,
+        q: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+        batch: PagedBatch,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        """Attention of q [T, H, D] over what the caches hold -> [T, H, Dv]."""
+
+
+class TorchAttention:
+    """Plain torch, on any device."""
+
+    name = "torch"
+
+    def __init__(self) -> None:
+        self.store_kv = store_kv_torch
+        self.attend = partial(paged_attention_torch, buffers=GatherBuffers())
+
+
+class TritonAttention:
+    """Triton kernels, on CUDA and HIP devices (or on a CPU in Triton's interpreter)."""
+
+    name = "triton"
+
+    def __init__(self) -> None:
+        # Triton is imported by those who use it only: it is not there on every platform.
+        from assembler.kernels.paged_attention_triton import paged_attention_triton
+        from assembler.kernels.store_kv_triton import store_kv_triton
+
+        self.store_kv = store_kv_triton
+        self.attend = paged_attention_triton
+
+
+def attention_backend(
+    name: Literal["auto", "torch", "triton"], device: torch.device | str
+) -> AttentionBackend:
+    """The backend called `name` for tensors on `device`.
+
+    "auto" is "triton" on CUDA and HIP devices where Triton is installed, "torch" elsewhere.
+
+    Raises:
+        OptionError: an unknown name, or "triton" where it cannot run.
+    """
+    if name not in BACKEND_NAMES:
+        raise OptionError(
+            f"attention backend '{name}' is unknown; there are {', '.join(BACKEND_NAMES)}."
+            + did_you_mean(name, BACKEND_NAMES)
+        )
+    device = torch.device(device)
+    on_gpu = device.type == "cuda"  # HIP devices call themselves so too
+    installed = find_spec("triton") is not None
+    if name == "auto":
+        name = "triton" if on_gpu and installed else "torch"
+    if name == "torch":
+        return TorchAttention()
+    if not installed:
+        raise OptionError(
+            "attention backend 'triton' needs the package triton, which is not installed: "
+            "run `pip install triton`, or take the backend 'torch'."
+        )
+    if not on_gpu and os.environ.get("TRITON_INTERPRET") != "1":
+        raise OptionError(
+            f"attention backend 'triton' needs a CUDA or HIP device and was asked for '{device}': "
+            "take the backend 'torch', or set the environment variable TRITON_INTERPRET=1 before "
+            "the start to run the kernels (slowly) in Triton's interpreter."
+        )
+    return TritonAttention()

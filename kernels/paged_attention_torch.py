@@ -1,0 +1,183 @@
+"""Attention over paged KV memory in plain torch: the reference, and the backend of CPUs.
+
+PagedAttention (Kwon et al., 2023, vLLM) keeps each sequence's keys and values in pages scattered
+over a shared cache. Here the tokens a query may see are gathered by slot into a dense [S, N, K, D]
+tensor and attended with torch's fused kernels. All decoding sequences of a step are attended
+together, and so are prefilling ones of equal query length: the work is a loop over a few groups of
+sequences, never over sequences.
+
+Which sequences go together, their slots and their masks are alike for all layers of a step (that
+have the same window); they are worked out once and kept on the `PagedBatch`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from assembler.kernels.dense_attention import grouped_attention
+from assembler.kernels.paged_batch import PagedBatch
+
+# Keys (padding included) gathered at a time: larger gathers fall out of the CPU's caches.
+MAX_KEYS_PER_GROUP = 4096
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Sequences of one query length, attended together: S of them, L query and N key tokens each.
+
+    Key j of sequence s is the token at position first[s] + j of its context, first[s] being the
+    first one that its window lets any of its queries see. Sequences with fewer than N keys are
+    padded with their own last token, so that nothing unwritten is ever read (0 * NaN is NaN), and
+    `mask` hides the padding.
+    """
+
+    rows: torch.Tensor | None  # [S * L] int64 rows of q; None: all of them in order
+    slots: torch.Tensor  # [S * N] int64 slots of the cache
+    size: int  # S
+    mask: torch.Tensor | None  # [S, L, N] bool, True where a query sees a key
+    causal: bool  # query i sees keys 0..i, no mask needed
+
+
+class GatherBuffers:
+    """Memory to gather into, kept from call to call.
+
+    A CPU allocator gives large blocks back to the system as soon as they are free, and the page
+    faults of getting them anew at each layer cost several times as much as the copy.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[str, torch.dtype, torch.device], torch.Tensor] = {}
+
+    def gather(
+        self, name: str, cache: torch.Tensor, slots: torch.Tensor, num_sequences: int
+    ) -> torch.Tensor:
+        """`slots` [S * N] of a cache [P, page_size, K, D] -> [S, N, K, D].
+
+        The result is valid until the next gather of that name.
+        """
+        num_keys, num_kv_heads, head_dim = len(slots), cache.shape[2], cache.shape[3]
+        size = num_keys * num_kv_heads * head_dim
+        key = (name, cache.dtype, cache.device)
+        if key not in self._buffers or self._buffers[key].numel() < size:
+            with torch.inference_mode(False):  # usable inside and outside of inference mode
+                # Contexts grow by a token a step, so the buffer grows in powers of two.
+                self._buffers[key] = cache.new_empty(1 << (size - 1).bit_length())
+        out = self._buffers[key][:size].view(num_keys, num_kv_heads, head_dim)
+        torch.index_select(cache.view(-1, num_kv_heads, head_dim), 0, slots, out=out)
+        return out.view(num_sequences, -1, num_kv_heads, head_dim)
+
+
+@torch.no_grad()
+def paged_attention_torch(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    batch: PagedBatch,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    buffers: GatherBuffers | None = None,
+) -> torch.Tensor:
+    """Causal attention of each sequence's query tokens over what its pages hold.
+
+    Args:
+        q: [T, H, D], the query tokens of all sequences in a row; their keys are stored already.
+        k_cache: [P, page_size, K, D], contiguous.
+        v_cache: [P, page_size, K, Dv], contiguous.
+        batch: which rows and pages belong to which sequence.
+        scale, window, softcap: as in `dense_attention`.
+        buffers: memory to gather into, from an earlier call.
+
+    Returns:
+        [T, H, Dv] in q's dtype. Caches carry no gradients, so neither does the result.
+    """
+    buffers = buffers or GatherBuffers()
+    page_size = k_cache.shape[1]
+    groups = batch.once(
+        (paged_attention_torch, page_size, window),
+        lambda: [
+            _make_group(batch, sequences, query_len, page_size, window)
+            for query_len, sequences in _sequences_by_group(batch, window)
+        ],
+    )
+
+    def attend(group: _Group) -> torch.Tensor:
+        q_rows = q if group.rows is None else q.index_select(0, group.rows)
+        return grouped_attention(
+            q_rows.view(group.size, -1, *q.shape[1:]),
+            buffers.gather("k", k_cache, group.slots, group.size),
+            buffers.gather("v", v_cache, group.slots, group.size),
+            scale=scale,
+            mask=group.mask,
+            causal=group.causal,
+            softcap=softcap,
+        ).flatten(0, 1)
+
+    if len(groups) == 1 and groups[0].rows is None:
+        return attend(groups[0])
+    out = q.new_zeros(*q.shape[:2], v_cache.shape[3])
+    for group in groups:
+        out.index_copy_(0, group.rows, attend(group))
+    return out
+
+
+def _sequences_by_group(batch: PagedBatch, window: int | None) -> Iterator[tuple[int, list[int]]]:
+    """Yield (query length, its sequences in ascending order); sequences of no query are in none.
+
+    Sequences are taken by the number of keys they read, so that those padded to a common length
+    differ little when they do not all fit into one group.
+    """
+    query_lens = batch.cu_seqlens_q.diff().tolist()
+    key_counts = [
+        context if window is None else min(context, query_len + window - 1)
+        for query_len, context in zip(query_lens, batch.context_lens.tolist(), strict=True)
+    ]
+    ascending = sorted(zip(query_lens, key_counts, range(len(query_lens)), strict=True))
+    group: list[int] = []
+    group_query_len = 0
+    for query_len, key_count, sequence in ascending:
+        overfull = (len(group) + 1) * key_count > MAX_KEYS_PER_GROUP
+        if group and (query_len != group_query_len or overfull):
+            yield group_query_len, sorted(group)
+            group = []
+        if query_len > 0:
+            group.append(sequence)
+            group_query_len = query_len
+    if group:
+        yield group_query_len, sorted(group)
+
+
+def _make_group(
+    batch: PagedBatch, sequences: list[int], query_len: int, page_size: int, window: int | None
+) -> _Group:
+    """Lay out `sequences`, which all have `query_len` query tokens, for attention in one go."""
+    device = batch.page_table.device
+    chosen = torch.tensor(sequences, device=device)
+    context = batch.context_lens[chosen].long()[:, None]  # [S, 1]
+    queries = context - query_len + torch.arange(query_len, device=device)  # [S, L] positions
+    first = torch.zeros_like(context) if window is None else (queries[:, :1] - window + 1).relu()
+    num_keys = int((context - first).max())
+    keys = first + torch.arange(num_keys, device=device)  # [S, N] positions
+    stored = keys.minimum(context - 1)
+    pages = batch.page_table[chosen].gather(1, stored // page_size)
+    slots = pages.long() * page_size + stored % page_size
+
+    rows = batch.cu_seqlens_q[chosen].long()[:, None] + torch.arange(query_len, device=device)
+    covers_all = len(sequences) * query_len == batch.slot_mapping.shape[0]
+    causal = query_len > 1 and bool((context == query_len).all())
+    causal = causal and (window is None or query_len <= window)
+    mask = None
+    if not causal:
+        distance = queries[:, :, None] - keys[:, None, :]
+        mask = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+    return _Group(
+        rows=None if covers_all else rows.flatten(),
+        slots=slots.flatten(),
+        size=len(sequences),
+        mask=None if mask is None or bool(mask.all()) else mask,
+        causal=causal,
+    )

@@ -1,0 +1,92 @@
+"""Writing the keys and values of a step into paged KV memory, as one Triton kernel.
+
+Same contract as `store_kv_torch`, without its look at the slots from the host.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _copy_token(
+    source_ptr, target_ptr, head_stride, HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Copy [HEADS, DIM] values: heads `head_stride` apart in the source, packed in the target."""
+    lanes = tl.arange(0, BLOCK)
+    live = lanes < HEADS * DIM
+    values = tl.load(source_ptr + lanes // DIM * head_stride + lanes % DIM, mask=live)
+    tl.store(target_ptr + lanes, values, mask=live)
+
+
+@triton.jit
+def store_kv_kernel(
+    k_ptr,  # [T, K, D]
+    v_ptr,  # [T, K, Dv]
+    k_cache_ptr,  # [P, page_size, K, D]
+    v_cache_ptr,  # [P, page_size, K, Dv]
+    slot_mapping_ptr,  # [T] int64
+    k_token_stride,
+    k_head_stride,
+    v_token_stride,
+    v_head_stride,
+    NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HEAD_DIM_V: tl.constexpr,
+    BLOCK_K: tl.constexpr,  # power of two >= K * D
+    BLOCK_V: tl.constexpr,  # power of two >= K * Dv
+):
+    """One program stores one token."""
+    token = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slot_mapping_ptr + token)
+    if slot < 0:
+        return
+    k_target = k_cache_ptr + slot * (NUM_KV_HEADS * HEAD_DIM)
+    v_target = v_cache_ptr + slot * (NUM_KV_HEADS * HEAD_DIM_V)
+    k_source = k_ptr + token * k_token_stride
+    v_source = v_ptr + token * v_token_stride
+    _copy_token(k_source, k_target, k_head_stride, NUM_KV_HEADS, HEAD_DIM, BLOCK_K)
+    _copy_token(v_source, v_target, v_head_stride, NUM_KV_HEADS, HEAD_DIM_V, BLOCK_V)
+
+
+def store_kv_triton(
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    slot_mapping: torch.Tensor,
+) -> None:
+    """Write token t's key and value into slot `slot_mapping[t]` of the caches, in place.
+
+    Args:
+        k: [T, K, D], the last dim contiguous.
+        v: [T, K, Dv], the last dim contiguous.
+        k_cache: [P, page_size, K, D], contiguous.
+        v_cache: [P, page_size, K, Dv], contiguous.
+        slot_mapping: [T] int64, page * page_size + offset; a token with slot -1 is not stored.
+    """
+    assert k.stride(2) == 1 and v.stride(2) == 1, (k.stride(), v.stride())
+    assert k_cache.is_contiguous() and v_cache.is_contiguous()
+    num_tokens, num_kv_heads, head_dim = k.shape
+    head_dim_v = v.shape[2]
+    if num_tokens == 0:
+        return
+    store_kv_kernel[(num_tokens,)](
+        k,
+        v,
+        k_cache,
+        v_cache,
+        slot_mapping,
+        k.stride(0),
+        k.stride(1),
+        v.stride(0),
+        v.stride(1),
+        NUM_KV_HEADS=num_kv_heads,
+        HEAD_DIM=head_dim,
+        HEAD_DIM_V=head_dim_v,
+        BLOCK_K=triton.next_power_of_2(num_kv_heads * head_dim),
+        BLOCK_V=triton.next_power_of_2(num_kv_heads * head_dim_v),
+        enable_fp_fusion=True,  # Triton 3.9 warns of a coming change of default if it is not said
+    )

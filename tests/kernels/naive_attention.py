@@ -1,0 +1,108 @@
+"""Attention by the definition: one token and one head at a time, in float64, with Python loops.
+
+Also makes the paged steps that kernels are tested on. All memory that no query may read is NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from assembler.kernels.paged_batch import PagedBatch
+
+
+def attend_token(q_HD, keys_NKD, values_NKD, *, scale, window=None, softcap=None):
+    """The query of the last of N tokens over those tokens -> [H, Dv] float64."""
+    num_tokens, num_kv_heads, _ = keys_NKD.shape
+    first = 0 if window is None else max(0, num_tokens - window)
+    heads = []
+    for head, query in enumerate(q_HD.double()):
+        kv_head = head // (q_HD.shape[0] // num_kv_heads)
+        logits = [float(query @ key) * scale for key in keys_NKD[first:, kv_head].double()]
+        if softcap is not None:
+            logits = [softcap * math.tanh(logit / softcap) for logit in logits]
+        weights = [math.exp(logit - max(logits)) for logit in logits]
+        values = values_NKD[first:, kv_head].double()
+        weighted = [weight * value for weight, value in zip(weights, values, strict=True)]
+        heads.append(torch.stack(weighted).sum(0) / sum(weights))
+    return torch.stack(heads)
+
+
+@dataclass
+class PagedStep:
+    """Inputs of a paged attention, and the same keys and values laid out plainly."""
+
+    q: torch.Tensor  # [T, H, D]
+    k_cache: torch.Tensor  # [P, page_size, K, D]
+    v_cache: torch.Tensor  # [P, page_size, K, Dv]
+    batch: PagedBatch
+    keys: list[torch.Tensor]  # a sequence each, [context, K, D]
+    values: list[torch.Tensor]  # a sequence each, [context, K, Dv]
+
+    def expected(self, **options) -> torch.Tensor:
+        """What attention must give, [T, H, Dv] float64."""
+        out = []
+        starts = self.batch.cu_seqlens_q.tolist()
+        for s, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
+            query_len = starts[s + 1] - starts[s]
+            for i, query in enumerate(self.q[starts[s] : starts[s + 1]]):
+                seen = len(keys) - query_len + i + 1
+                out.append(attend_token(query, keys[:seen], values[:seen], **options))
+        return torch.stack(out)
+
+
+def make_step(
+    query_lens: list[int],
+    context_lens: list[int],
+    *,
+    heads: int = 4,
+    kv_heads: int = 2,
+    head_dim: int = 16,
+    head_dim_v: int | None = None,
+    page_size: int = 4,
+    window: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> PagedStep:
+    """A random step whose sequences lie in shuffled pages of a cache that is NaN elsewhere.
+
+    With a window, tokens too old for every query of their sequence are NaN as well.
+    """
+    random = torch.Generator().manual_seed(seed)
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=random).to(dtype)
+
+    head_dim_v = head_dim_v or head_dim
+    pages_of = [math.ceil(context / page_size) for context in context_lens]
+    num_pages = sum(pages_of) + 3
+    shuffled = torch.randperm(num_pages, generator=random).tolist()
+    page_table = torch.zeros(len(context_lens), max(pages_of) + 1, dtype=torch.int32)
+    k_cache = torch.full((num_pages, page_size, kv_heads, head_dim), math.nan, dtype=dtype)
+    v_cache = torch.full((num_pages, page_size, kv_heads, head_dim_v), math.nan, dtype=dtype)
+    keys, values, slots = [], [], []
+    for s, (query_len, context) in enumerate(zip(query_lens, context_lens, strict=True)):
+        pages = [shuffled.pop() for _ in range(pages_of[s])]
+        page_table[s, : len(pages)] = torch.tensor(pages, dtype=torch.int32)
+        keys.append(randn(context, kv_heads, head_dim))
+        values.append(randn(context, kv_heads, head_dim_v))
+        readable_from = 0 if window is None else max(0, context - query_len - window + 1)
+        for t in range(readable_from, context):
+            k_cache[pages[t // page_size], t % page_size] = keys[s][t]
+            v_cache[pages[t // page_size], t % page_size] = values[s][t]
+        slots += [
+            pages[t // page_size] * page_size + t % page_size
+            for t in range(context - query_len, context)
+        ]
+    batch = PagedBatch(
+        slot_mapping=torch.tensor(slots, dtype=torch.int64),
+        page_table=page_table,
+        cu_seqlens_q=torch.tensor([0, *query_lens]).cumsum(0).to(torch.int32),
+        context_lens=torch.tensor(context_lens, dtype=torch.int32),
+        max_seqlen_q=max(query_lens),
+        max_context_len=max(context_lens),
+    )
+    q = randn(sum(query_lens), heads, head_dim)
+    return PagedStep(q, k_cache, v_cache, batch, keys, values)

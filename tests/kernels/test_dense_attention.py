@@ -1,0 +1,96 @@
+"""Dense attention against the definition, its gradients, and what it does not copy."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from naive_attention import attend_token
+
+from assembler.kernels.dense_attention import dense_attention, grouped_attention
+
+
+def random_qkv(length, heads, kv_heads, head_dim, head_dim_v=None, dtype=torch.float32, batch=2):
+    random = torch.Generator().manual_seed(length)
+    shapes = ((heads, head_dim), (kv_heads, head_dim), (kv_heads, head_dim_v or head_dim))
+    return [torch.randn(batch, length, *shape, generator=random).to(dtype) for shape in shapes]
+
+
+def expected_dense(q, k, v, **options):
+    return torch.stack(
+        [
+            torch.stack(
+                [attend_token(q[b, i], k[b, : i + 1], v[b, : i + 1], **options) for i in range(n)]
+            )
+            for b, n in enumerate([q.shape[1]] * q.shape[0])
+        ]
+    )
+
+
+@pytest.mark.parametrize("softcap", [None, 2.5])
+@pytest.mark.parametrize("window", [None, 1, 4, 11, 40])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(3, 3), (6, 2), (8, 1)])
+def test_equals_the_definition(heads, kv_heads, window, softcap):
+    q, k, v = random_qkv(11, heads, kv_heads, 16)
+    options = {"scale": 0.3, "window": window, "softcap": softcap}
+    got = dense_attention(q, k, v, **options)
+    assert got.shape == (2, 11, heads, 16) and got.dtype == torch.float32
+    torch.testing.assert_close(
+        got.double(), expected_dense(q, k, v, **options), atol=2e-6, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("softcap", [None, 2.5])
+@pytest.mark.parametrize(("length", "head_dim", "head_dim_v"), [(1, 16, 16), (7, 24, 16)])
+def test_single_tokens_and_values_of_another_width(length, head_dim, head_dim_v, softcap):
+    q, k, v = random_qkv(length, 4, 2, head_dim, head_dim_v)
+    got = dense_attention(q, k, v, scale=0.2, softcap=softcap)
+    want = expected_dense(q, k, v, scale=0.2, softcap=softcap)
+    torch.testing.assert_close(got.double(), want, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_keeps_its_dtype_and_a_precise_softmax(dtype, softcap):
+    q, k, v = random_qkv(33, 4, 2, 32, dtype=dtype)
+    got = dense_attention(q, k, v, scale=0.3, softcap=softcap)
+    assert got.dtype == dtype
+    want = expected_dense(q, k, v, scale=0.3, softcap=softcap)
+    ulp = torch.finfo(dtype).eps
+    torch.testing.assert_close(got.double(), want, atol=4 * ulp, rtol=2 * ulp)
+
+
+@pytest.mark.parametrize("softcap", [None, 2.5])
+@pytest.mark.parametrize("window", [None, 3])
+def test_gradients_match_finite_differences(window, softcap):
+    inputs = [t[:1].double().requires_grad_() for t in random_qkv(5, 4, 2, 4)]
+
+    def attention(q, k, v):
+        return dense_attention(q, k, v, scale=0.5, window=window, softcap=softcap)
+
+    assert torch.autograd.gradcheck(attention, inputs)
+
+
+def test_float32_gradients_of_grouped_heads_equal_those_in_float64():
+    inputs = random_qkv(40, 6, 2, 16)
+    gradients = {}
+    for dtype in (torch.float32, torch.float64):
+        leaves = [t.to(dtype, copy=True).requires_grad_() for t in inputs]
+        out = dense_attention(*leaves, scale=0.3)
+        (out * torch.arange(out.numel(), dtype=dtype).view_as(out).sin()).sum().backward()
+        gradients[dtype] = [leaf.grad.double() for leaf in leaves]
+    torch.testing.assert_close(
+        gradients[torch.float32], gradients[torch.float64], atol=1e-5, rtol=1e-4
+    )
+
+
+def test_a_mask_is_per_sequence_and_per_query():
+    q, k, v = random_qkv(6, 4, 2, 16)
+    mask = torch.rand(2, 6, 6, generator=torch.Generator().manual_seed(1)) > 0.4
+    mask[..., 2] = True
+    for softcap in (None, 3.0):
+        got = grouped_attention(q, k, v, scale=0.3, mask=mask, softcap=softcap)
+        for b in range(2):
+            for i in range(6):
+                seen = mask[b, i]
+                want = attend_token(q[b, i], k[b, seen], v[b, seen], scale=0.3, softcap=softcap)
+                torch.testing.assert_close(got[b, i].double(), want, atol=2e-6, rtol=1e-5)
