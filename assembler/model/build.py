@@ -15,11 +15,12 @@ from torch import fx, nn
 from assembler.blocks.context import BuildContext
 from assembler.blocks.parallel import TensorParallel
 from assembler.errors import SpecError, WiringError
-from assembler.model.graphs import WiredGraph, wire
+from assembler.model.graphs import WiredGraph, num_streams, wire
+from assembler.model.names import LAYER_INDEX, LAYERS, LOGITS, TOKENS
 from assembler.model.registry import BlockRegistry, BlockSpec, default_registry
 from assembler.model.rewrites import ModelGraphs, apply_rewrites
 from assembler.model.spec import ModelSpec
-from assembler.model.wiring import Scope, parse_wiring
+from assembler.model.wiring import Callee, Scope, parse_wiring
 
 
 class LayerStack(nn.ModuleList):
@@ -81,32 +82,34 @@ def _graphs(spec: ModelSpec, registry: BlockRegistry) -> ModelGraphs:
     errors: list[str] = []
 
     def graph(name: str, blocks: Mapping[str, BlockSpec], scope: Scope) -> WiredGraph | None:
-        lines, places = _located_wiring(spec, name)
+        classes = {block: registry.block_class(entry.block) for block, entry in blocks.items()}
         try:
-            equations = parse_wiring(lines, scope, places)
-        except SpecError as error:
+            equations = parse_wiring(*_located_wiring(spec, name), scope)
+            return wire(equations, scope.inputs, scope.outputs, classes, numbers)
+        except WiringError as error:
             errors.append(str(error))
             return None
-        classes = {block: registry.block_class(entry.block) for block, entry in blocks.items()}
-        wired = wire(equations, scope.inputs, scope.outputs, classes, numbers)
-        for block, cls in classes.items():
-            calls = len(wired.graph.find_nodes(op="call_module", target=block))
-            if calls > 1 and hasattr(cls, "cache_spec"):
-                errors.append(
-                    f"{places[0]}: block '{block}' caches keys and values, so one equation may "
-                    f"call it, not {calls}; declare another block"
-                )
-        return wired
 
     kinds = {
         name: graph(
             name,
             kind.blocks,
-            Scope(spec.streams, spec.streams, kind.blocks, (*numbers, "i")),
+            Scope(
+                inputs=spec.streams,
+                outputs=spec.streams,
+                blocks=_callees(spec, name, registry),
+                numbers=(*numbers, LAYER_INDEX),
+            ),
         )
         for name, kind in spec.kinds.items()
     }
-    top = Scope(("tokens",), ("logits",), spec.blocks, tuple(numbers), layers=True)
+    top = Scope(
+        inputs=(TOKENS,),
+        outputs=(LOGITS,),
+        blocks=_callees(spec, "", registry),
+        numbers=tuple(numbers),
+        layers=len(spec.streams),
+    )
     model = graph("", spec.blocks, top)
     if errors:
         raise WiringError("\n".join(dict.fromkeys("\n".join(errors).splitlines())))
@@ -122,6 +125,23 @@ def _located_wiring(spec: ModelSpec, kind: str) -> tuple[tuple[str, ...], list[s
         own = ("layers", "variants", kind, "wiring")
         prefix = own if (*own, 0) in spec.sources else ("layers", "wiring")
     return lines, [spec.sources.get((*prefix, n), spec.name) for n in range(len(lines))]
+
+
+def _callees(spec: ModelSpec, kind: str, registry: BlockRegistry) -> dict[str, Callee]:
+    """The blocks that the equations of a kind ("" for the model) may call."""
+    places: list[tuple[str, ...]] = [()]
+    if kind:
+        places = [("layers", "variants", kind, "blocks"), ("layers", "blocks")]
+    callees = {}
+    for name, entry in (spec.kinds[kind].blocks if kind else spec.blocks).items():
+        written = (spec.sources.get((*place, name)) for place in places)
+        cls = registry.block_class(entry.block)
+        callees[name] = Callee(
+            takes=num_streams(cls),
+            caches=hasattr(cls, "cache_spec"),
+            where=next((where for where in written if where), spec.name),
+        )
+    return callees
 
 
 class _Builder:
@@ -143,7 +163,7 @@ class _Builder:
         root = nn.Module()
         for name, entry in self.spec.blocks.items():
             root.add_module(name, self.context.child(entry, name))
-        root.add_module("layers", self._layers(graphs))
+        root.add_module(LAYERS, self._layers(graphs))
         model = fx.GraphModule(root, graphs.model.graph, class_name="Model")
         model.spec = self.spec
         model.tp = self.context.tp

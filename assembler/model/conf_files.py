@@ -17,6 +17,7 @@ from assembler.weights.yaml_marks import Marked, display_path, load_marked
 
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 KeyPath = tuple[str | int, ...]
+_SELF = "_self_"  # stands for the file itself in its `defaults` list
 
 
 def search_roots(extra: Sequence[str | Path] = ()) -> tuple[Path, ...]:
@@ -47,15 +48,15 @@ class ConfFile:
     marked: Marked
 
     @property
-    def parents(self) -> tuple[str, ...]:
-        """The confs its `defaults` list names."""
+    def defaults(self) -> tuple[str, ...]:
+        """The confs it inherits from and `_self_`, each winning over those before it."""
         entries = self.marked.data.get("defaults") or []
         if not isinstance(entries, list) or not all(isinstance(e, str) for e in entries):
             raise SpecError(
                 f"{self.where(('defaults',))}: defaults must be a list of conf names, "
                 "e.g. [llama, _self_]"
             )
-        return tuple(e for e in entries if e != "_self_")
+        return tuple(entries) if _SELF in entries else (*entries, _SELF)
 
     def where(self, key: KeyPath = ()) -> str:
         """ "file:line" of the entry that sets `key`, or of the deepest part of it that is there."""
@@ -69,26 +70,39 @@ class ConfFile:
             depth += 1
         return depth
 
+    def settles(self, key: KeyPath) -> bool:
+        """True if it gives `key` a value or puts something without such a key in its place."""
+        value: Any = self.marked.data
+        for name in key[: self.sets(key)]:
+            value = value[name] if isinstance(value, list) else value[str(name)]
+        return value is not self.marked.data and (
+            self.sets(key) == len(key) or not isinstance(value, dict | list)
+        )
+
 
 def conf_names(roots: Sequence[Path]) -> list[str]:
     """The names that `conf=` takes, sorted."""
     return sorted({path.stem for path in _conf_paths(roots)})
 
 
-def find_conf(name: str, roots: Sequence[Path], referrer: str = "") -> ConfFile:
+def find_conf(name: str, roots: Sequence[Path]) -> ConfFile:
     """The conf of that name in the first root that has it.
 
     Raises:
         SpecError: there is none (lists what there is, and the nearest name).
     """
-    for root in roots:
-        path = root / "conf" / f"{name}.yaml"
+    return _find(name, [root / "conf" for root in roots])
+
+
+def _find(name: str, folders: Sequence[Path], referrer: str = "") -> ConfFile:
+    for folder in folders:
+        path = folder / f"{name}.yaml"
         if path.is_file():
             return read_conf(path, name)
-    known = conf_names(roots)
+    known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
     raise SpecError(
         f"{referrer}no conf named '{name}'.{did_you_mean(name, known)} "
-        f"Available: {', '.join(known)}. Name a file of your own by its path: conf=./{name}.yaml"
+        f"Available: {', '.join(known)}. Name a file of your own by its path: conf=./my.yaml"
     )
 
 
@@ -101,12 +115,19 @@ def read_conf(path: Path, name: str | None = None) -> ConfFile:
 
 
 def ancestry(conf: ConfFile, roots: Sequence[Path]) -> tuple[ConfFile, ...]:
-    """`conf` and all it inherits from, itself first, nearer ancestors before farther ones.
+    """`conf` and all it inherits from; of two files that set one thing the earlier one wins.
+
+    A conf that several others inherit from counts once, so that none of them undoes another. The
+    neighbours of a file outside a `conf/` folder come before those of the roots.
 
     Raises:
         SpecError: a `defaults` list names an unknown conf, or they form a cycle.
     """
-    found: dict[Path, ConfFile] = {}
+    folders = [root / "conf" for root in roots]
+    if conf.path.parent.name != "conf":
+        folders.insert(0, conf.path.parent)
+    weakest_first: list[ConfFile] = []
+    visited: set[Path] = set()
 
     def visit(file: ConfFile, trail: tuple[ConfFile, ...]) -> None:
         if any(file.path == seen.path for seen in trail):
@@ -115,21 +136,25 @@ def ancestry(conf: ConfFile, roots: Sequence[Path]) -> tuple[ConfFile, ...]:
                 f"{trail[-1].where(('defaults',))}: defaults go in a circle: {names}. "
                 "A conf cannot inherit from itself; give yours another name"
             )
-        found.setdefault(file.path, file)
-        for parent in file.parents:
-            visit(
-                find_conf(parent, roots, f"{file.where(('defaults',))}: "),
-                (*trail, file),
-            )
+        if file.path in visited:
+            return
+        visited.add(file.path)
+        for name in file.defaults:
+            if name == _SELF:
+                weakest_first.append(file)
+            else:
+                visit(_find(name, folders, f"{file.where(('defaults',))}: "), (*trail, file))
 
     visit(conf, ())
-    return tuple(found.values())
+    return tuple(reversed(weakest_first))
 
 
 def where_set(files: Sequence[ConfFile], key: KeyPath) -> str:
-    """ "file:line" of what sets `key` among `files` (nearest first): the deepest match wins."""
-    best = max(files, key=lambda f: f.sets(key))
-    return best.where(key)
+    """ "file:line" of what sets `key` among `files` (as `ancestry` orders them)."""
+    for file in files:
+        if file.settles(key):
+            return file.where(key)
+    return max(files, key=lambda file: file.sets(key)).where(key)
 
 
 def matches_of(roots: Sequence[Path]) -> Iterator[tuple[ConfFile, dict[str, Any]]]:

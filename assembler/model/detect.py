@@ -74,14 +74,16 @@ def _check_keys(conf: ConfFile, matches: Mapping[str, Any]) -> None:
                 f"{conf.where(('matches', key))}: matches has no '{key}'."
                 f"{did_you_mean(key, _KEYS)} Known: {', '.join(_KEYS)}"
             )
-        if not all(isinstance(name, str) for name in _names(value)):
+        listed = value if isinstance(value, list) else [value]
+        if value is not None and not all(isinstance(name, str) for name in listed):
             raise SpecError(
                 f"{conf.where(('matches', key))}: matches.{key} takes a name or a list of names"
             )
 
 
 def _names(value: Any) -> set[str]:
-    return set(value) if isinstance(value, list) else {value} if value is not None else set()
+    """One name or a list of names as a set; a config.json may hold anything else as well."""
+    return {n for n in (value if isinstance(value, list) else [value]) if isinstance(n, str)}
 
 
 def _config_class(config: Mapping[str, Any]) -> set[str]:
@@ -91,7 +93,7 @@ def _config_class(config: Mapping[str, Any]) -> set[str]:
 
 
 _READERS: Mapping[str, Callable[[Mapping[str, Any]], set[str]]] = {
-    "architectures": lambda config: _names(config.get("architectures") or []),
+    "architectures": lambda config: _names(config.get("architectures")),
     "model_type": lambda config: _names(config.get("model_type")),
     "config_class": _config_class,
 }

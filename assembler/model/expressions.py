@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import math
 import operator
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,7 +27,7 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "len": len,
     "int": int,
     "float": float,
-    "round": round,
+    "round": lambda x: round(x),  # without digits: a huge negative number of them never returns
     "floor": math.floor,
     "ceil": math.ceil,
 }
@@ -57,21 +58,64 @@ _COMPARE: Mapping[type, Callable[[Any, Any], bool]] = {
     ast.Is: operator.is_,
     ast.IsNot: operator.is_not,
 }
-_MAX_POWER = 256  # an exponent above this is a mistake, or an attempt to hang the program
+# Beyond these an expression is a mistake, or an attempt to hang the program.
+_MAX_POWER = 256
+_MAX_INTEGER = 2**512
+_MAX_DEPTH = 100
+_MAX_LENGTH = 20_000
 
 
-def parse(text: str, error: type[SpecError] = SpecError) -> ast.expr:
-    """Parse `text` as one expression; `error` with the reason if it is not one."""
+def parse(text: str) -> ast.expr:
+    """Parse `text` as one expression; `SpecError` with the reason if it is not one."""
     try:
-        return ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as err:
-        reason = err.msg if isinstance(err, SyntaxError) else "it nests too deeply"
-        raise error(f"'{text}' is not an expression: {reason}") from None
+        return parse_python(text, "eval").body
+    except SpecError as error:
+        raise SpecError(f"'{shortened(text)}' is not an expression: {error}") from None
+
+
+def parse_python(text: str, mode: str) -> Any:
+    """`ast.parse`, with a `SpecError` that gives the reason for whatever it does not take."""
+    if len(text) > _MAX_LENGTH:
+        raise SpecError(f"it is longer than {_MAX_LENGTH} characters")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # "1if x": a warning today, an error tomorrow
+            tree = ast.parse(text.strip(), mode=mode)
+    except SyntaxError as error:
+        raise SpecError(error.msg) from None
+    except ValueError as error:
+        raise SpecError(str(error)) from None
+    except (RecursionError, MemoryError):
+        raise SpecError("it nests too deeply") from None
+    level, depth = [tree], 0
+    while level:  # level by level: the walks that follow are recursive
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+        depth += 1
+    if depth > _MAX_DEPTH:
+        raise SpecError("it nests too deeply")
+    return tree
+
+
+def shortened(text: str) -> str:
+    """`text` as a message quotes it: cut where it is long."""
+    return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 def describe(node: ast.AST) -> str:
     """What a person would call this syntax, for messages that refuse it."""
     names = {
+        ast.BoolOp: "and / or",
+        ast.Call: "a call of something else than a name",
+        ast.Compare: "a comparison",
+        ast.Dict: "a mapping ('{...}')",
+        ast.DictComp: "a comprehension",
+        ast.GeneratorExp: "a comprehension",
+        ast.IfExp: "if ... else",
+        ast.List: "a list ('[...]')",
+        ast.ListComp: "a comprehension",
+        ast.Set: "a set ('{...}')",
+        ast.SetComp: "a comprehension",
+        ast.Tuple: "a tuple",
         ast.Attribute: "attribute access ('.')",
         ast.Subscript: "indexing ('[...]')",
         ast.Lambda: "lambda",
@@ -94,7 +138,7 @@ def evaluate(node: ast.expr, names: Callable[[str], Any]) -> Any:
     except (ArithmeticError, TypeError, ValueError) as err:
         if isinstance(err, SpecError):
             raise
-        raise SpecError(f"'{ast.unparse(node)}' cannot be computed: {err}") from None
+        raise SpecError(f"'{_source(node)}' cannot be computed: {err}") from None
 
 
 def _evaluate(node: ast.expr, names: Callable[[str], Any]) -> Any:
@@ -122,19 +166,29 @@ def _evaluate(node: ast.expr, names: Callable[[str], Any]) -> Any:
                 hint = did_you_mean(name, FUNCTIONS)
                 raise SpecError(f"unknown function '{name}'.{hint} Known: {known}")
             return FUNCTIONS[name](*[_evaluate(arg, names) for arg in node.args])
-    raise SpecError(f"{describe(node)} is not allowed in an expression: '{ast.unparse(node)}'")
+        case ast.Call(func=ast.Name(id=name)):
+            raise SpecError(f"{name}(...) takes no arguments by name: '{_source(node)}'")
+    raise SpecError(f"{describe(node)} is not allowed in an expression: '{_source(node)}'")
+
+
+def _source(node: ast.AST) -> str:
+    return shortened(ast.unparse(node))
 
 
 def _binary(node: ast.BinOp, left: Any, right: Any) -> Any:
     numbers = all(isinstance(x, int | float) for x in (left, right))
     joins = isinstance(node.op, ast.Add) and type(left) is type(right) and isinstance(left, list)
     if not numbers and not joins:
-        raise SpecError(f"'{ast.unparse(node)}': cannot compute with {left!r} and {right!r}")
+        given = shortened(f"{left!r} and {right!r}")
+        raise SpecError(f"'{_source(node)}': cannot compute with {given}")
     if isinstance(node.op, ast.Pow) and abs(right) > _MAX_POWER:
-        raise SpecError(f"'{ast.unparse(node)}': an exponent of {right} is too large")
-    if isinstance(left, int) and isinstance(right, int) and max(abs(left), abs(right)) > 2**512:
-        raise SpecError(f"'{ast.unparse(node)}': the numbers grow too large")
-    return _BINARY[type(node.op)](left, right)
+        raise SpecError(f"'{_source(node)}': an exponent above {_MAX_POWER} is too large")
+    value = _BINARY[type(node.op)](left, right)
+    if isinstance(value, complex):
+        raise SpecError(f"'{_source(node)}' is no real number")
+    if any(isinstance(x, int) and abs(x) > _MAX_INTEGER for x in (left, right, value)):
+        raise SpecError(f"'{_source(node)}': the numbers grow too large")
+    return value
 
 
 def _boolean(node: ast.BoolOp, names: Callable[[str], Any]) -> Any:

@@ -45,12 +45,16 @@ def field_errors(
     return lines
 
 
-def unknown_block(name: Any, registry: BlockRegistry, role: str | None = None) -> str:
+def unknown_block(name: Any, registry: BlockRegistry) -> str:
     """The message for a `block:` that names none."""
-    names = registry.names(role)
-    if name is None:
-        return f"an entry needs `block:`, one of {', '.join(names)}"
+    names = registry.names()
     return f"unknown block '{name}'.{did_you_mean(str(name), names)} Known: {', '.join(names)}"
+
+
+def missing_block(entry: str, others: Iterable[str], registry: BlockRegistry) -> str:
+    """The message for an entry without `block:`; perhaps one of the `others` was meant."""
+    hint = did_you_mean(entry, others)
+    return f"needs `block:`, one of {', '.join(registry.names())}.{hint}"
 
 
 def _owner(loc: Iterable[Any], model: type[BaseModel], registry: BlockRegistry) -> type[BaseModel]:
@@ -89,11 +93,12 @@ def _message(finding: dict[str, Any], owner: type[BaseModel]) -> str:
             )
         case "missing":
             info = owner.model_fields.get(str(field))
-            meaning = f" ({info.description})" if info is not None and info.description else ""
+            meaning = f" ({info.description.rstrip('.')})" if info and info.description else ""
             return f"required, but not given{meaning}"
         case "literal_error":
             names = re.findall(r"'([^']*)'", context["expected"])
-            return f"{given!r} is none of {context['expected']}.{did_you_mean(str(given), names)}"
+            hint = did_you_mean(str(given), names)
+            return f"{_shown(given)} is none of {context['expected']}.{hint}"
         case "union_tag_invalid":
             names = re.findall(r"'([^']*)'", context["expected_tags"])
             hint = did_you_mean(context["tag"], names)
@@ -102,4 +107,17 @@ def _message(finding: dict[str, Any], owner: type[BaseModel]) -> str:
             return "a nested block needs `block:`"
         case "value_error":
             return str(context["error"])
-    return f"{finding['msg'][0].lower()}{finding['msg'][1:]} (got {given!r})"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return f"must be a mapping (got {_shown(given)})"
+        case "tuple_type" | "list_type":
+            return f"must be a list (got {_shown(given)})"
+        case "string_type":
+            return f"must be text (got {_shown(given)})"
+    return f"{finding['msg'][0].lower()}{finding['msg'][1:]} (got {_shown(given)})"
+
+
+def _shown(value: Any) -> str:
+    """A value as YAML spells it, cut where it is long."""
+    special = {None: "null", True: "true", False: "false"}
+    text = special[value] if value is None or isinstance(value, bool) else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

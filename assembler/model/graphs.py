@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 
 from torch import fx, nn
 
+from assembler.errors import SpecError, WiringError
 from assembler.model import expressions
+from assembler.model.names import CONTEXT, LAYER_INDEX
 from assembler.model.wiring import (
     TENSOR_FUNCTIONS,
     Binary,
@@ -26,13 +28,20 @@ from assembler.model.wiring import (
     Stream,
 )
 
-CONTEXT = "ctx"  # the last argument of every graph: the ForwardContext
 _OPERATORS: Mapping[str, Callable] = {
     "+": operator.add,
     "-": operator.sub,
     "*": operator.mul,
     "/": operator.truediv,
 }
+
+
+@dataclass(frozen=True)
+class LayerScalar:
+    """A number that differs from layer to layer."""
+
+    tree: ast.expr
+    where: str  # file:line of the equation
 
 
 @dataclass
@@ -42,14 +51,14 @@ class WiredGraph:
     graph: fx.Graph
     streams: tuple[str, ...]  # its inputs before ctx and, in a layer, its outputs
     blocks: Mapping[str, type[nn.Module]]  # class of each block it calls by name
-    scalars: dict[str, ast.expr] = field(default_factory=dict)  # attribute -> rule in `i`
+    scalars: dict[str, LayerScalar] = field(default_factory=dict)  # by attribute of the layer
 
     def scalar_values(self, numbers: Mapping[str, float], index: int) -> dict[str, float]:
         """The attributes of layer `index`."""
-        names = {**numbers, "i": index}
+        names = {**numbers, LAYER_INDEX: index}
         return {
-            attribute: expressions.evaluate(tree, names.__getitem__)
-            for attribute, tree in self.scalars.items()
+            attribute: _number(scalar.tree, names, scalar.where, f" in layer {index}")
+            for attribute, scalar in self.scalars.items()
         }
 
     def copy(self) -> WiredGraph:
@@ -63,6 +72,12 @@ class WiredGraph:
 def takes_context(block: type[nn.Module]) -> bool:
     """True if the block's forward has the ForwardContext as a parameter."""
     return CONTEXT in inspect.signature(block.forward).parameters
+
+
+def num_streams(block: type[nn.Module]) -> int:
+    """How many streams the block's forward must be given."""
+    _self, *parameters = inspect.signature(block.forward).parameters.values()
+    return sum(p.default is p.empty and p.name != CONTEXT for p in parameters)
 
 
 def wire(
@@ -91,8 +106,10 @@ class _GraphWriter:
         self.numbers = numbers
         self.streams: dict[str, fx.Node] = {}
         self.context: fx.Node
+        self.where = ""
 
     def write(self, equation: Equation) -> None:
+        self.where = equation.where
         value = self._node(equation.value, equation.targets[0])
         if len(equation.targets) == 1:
             self.streams[equation.targets[0]] = value
@@ -128,11 +145,19 @@ class _GraphWriter:
 
     def _scalar(self, node: Scalar) -> fx.Node | float:
         if not node.per_layer:
-            return expressions.evaluate(node.tree, self.numbers.__getitem__)
+            return _number(node.tree, self.numbers, self.where)
         same = ast.dump(node.tree)
-        for attribute, tree in self.wired.scalars.items():
-            if ast.dump(tree) == same:
+        for attribute, scalar in self.wired.scalars.items():
+            if ast.dump(scalar.tree) == same:
                 return self._create("get_attr", attribute, ())
         attribute = f"scale_{len(self.wired.scalars)}"
-        self.wired.scalars[attribute] = node.tree
+        self.wired.scalars[attribute] = LayerScalar(node.tree, self.where)
         return self._create("get_attr", attribute, ())
+
+
+def _number(tree: ast.expr, names: Mapping[str, float], where: str, layer: str = "") -> float:
+    """The value of a scalar; its error says where it stands."""
+    try:
+        return expressions.evaluate(tree, names.__getitem__)
+    except SpecError as error:
+        raise WiringError(f"{where}: {error}{layer}") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -10,9 +10,18 @@ from pydantic import ValidationError
 from assembler.errors import SpecError, did_you_mean
 from assembler.model import expressions
 from assembler.model.config_fields import ConfigFields, missing_fields
-from assembler.model.field_errors import KeyPath, Where, dotted, field_errors, unknown_block
+from assembler.model.field_errors import (
+    KeyPath,
+    Where,
+    dotted,
+    field_errors,
+    missing_block,
+    unknown_block,
+)
+from assembler.model.inherit import replaces
+from assembler.model.names import block_name_problem, stream_name_problem
 from assembler.model.registry import BlockRegistry, BlockSpec
-from assembler.model.spec import LayerKind, LayersDocument, ModelDocument, ModelSpec
+from assembler.model.spec import MOST_LAYERS, LayerKind, LayersDocument, ModelDocument, ModelSpec
 
 _ONLY_KIND = "layer"  # the name of the kind when all layers are alike
 
@@ -32,10 +41,19 @@ class _Parser:
         if self.findings:
             raise SpecError("\n".join(dict.fromkeys(self.findings)))
 
-    def block(self, data: Any, key_of: Callable[[KeyPath], KeyPath]) -> BlockSpec | None:
-        """Validate one block entry; `key_of` gives the YAML key of a path inside it."""
-        name = data.get("block") if isinstance(data, Mapping) else None
-        if name not in self.registry:
+    def block(
+        self, data: Mapping[str, Any], key_of: Callable[[KeyPath], KeyPath], others: Iterable[str]
+    ) -> BlockSpec | None:
+        """Validate one block entry.
+
+        `key_of` gives the YAML key of a path inside it; `others` are the entries beside it, one of
+        which may be meant.
+        """
+        name = data.get("block")
+        if name is None:
+            self.report(key := key_of(()), missing_block(str(key[-1]), others, self.registry))
+            return None
+        if not isinstance(name, str) or name not in self.registry:
             self.report(key_of(("block",)), unknown_block(name, self.registry))
             return None
         model = self.registry[name]
@@ -62,17 +80,19 @@ def parse_spec(
         SpecError: one line for each thing that is wrong.
     """
     parser = _Parser(registry, where)
-    data = {key: value for key, value in data.items() if key != "defaults"}
+    data = _with_named_kinds({key: value for key, value in data.items() if key != "defaults"})
     entries = _block_entries(data, parser)
     layers = data.get("layers")
     used = _used_kinds(layers, parser) if isinstance(layers, Mapping) else ()
     _report_missing(_without_unused(data, used), fields, parser)
     parser.raise_findings()
 
-    known = {key: data[key] for key in data if key in ModelDocument.model_fields}
-    document = _document(known, parser)
-    assert document is not None
-    blocks = {n: parser.block(e, lambda key, n=n: (n, *key)) for n, e in entries.items()}
+    document = _document({k: data[k] for k in data if k in ModelDocument.model_fields}, parser)
+    _check_names(document, entries, parser)
+    blocks = {
+        name: parser.block(entry, lambda key, name=name: (name, *key), set(entries) - {name})
+        for name, entry in entries.items()
+    }
     kinds = {kind: _layer_kind(kind, document.layers, parser) for kind in dict.fromkeys(used)}
     parser.raise_findings()
     return ModelSpec(
@@ -87,8 +107,30 @@ def parse_spec(
         kinds=kinds,
         layer_kinds=used,
         wiring=document.wiring,
-        sources=_wiring_sources(document, where),
+        sources={key: where(key) for key in _compiled_keys(document, entries)},
     )
+
+
+def _with_named_kinds(data: Mapping[str, Any]) -> dict[str, Any]:
+    """`data` with every kind as text: configs number the kinds, or say true and false."""
+    layers = data.get("layers")
+    if not isinstance(layers, Mapping):
+        return dict(data)
+    layers = dict(layers)
+    if isinstance(layers.get("kinds"), list):
+        layers["kinds"] = [_kind_name(kind) for kind in layers["kinds"]]
+    if isinstance(layers.get("variants"), Mapping):
+        layers["variants"] = {
+            _kind_name(kind): {} if variant is None else variant
+            for kind, variant in layers["variants"].items()
+        }
+    return {**data, "layers": layers}
+
+
+def _kind_name(kind: Any) -> Any:
+    if isinstance(kind, bool):
+        return str(kind).lower()
+    return str(kind) if isinstance(kind, int) else kind
 
 
 def _block_entries(data: Mapping[str, Any], parser: _Parser) -> dict[str, Any]:
@@ -103,12 +145,33 @@ def _block_entries(data: Mapping[str, Any], parser: _Parser) -> dict[str, Any]:
         elif value is not None:  # null drops an inherited block
             hint = did_you_mean(str(key), known)
             parser.report(
-                (key,), f"unknown field.{hint} A block of your own is a mapping with `block:`"
+                (key,),
+                f"no field of a model.{hint} A block is a mapping with `block:`, not {value!r}",
             )
     return entries
 
 
-def _document(data: Mapping[str, Any], parser: _Parser) -> ModelDocument | None:
+def _check_names(document: ModelDocument, entries: Mapping[str, Any], parser: _Parser) -> None:
+    """Report streams and blocks with names that equations could not use."""
+    layers, streams = document.layers, document.layers.streams
+    for name in dict.fromkeys(streams):
+        if problem := stream_name_problem(name):
+            parser.report(("layers", "streams"), problem)
+        if streams.count(name) > 1:
+            parser.report(("layers", "streams"), f"'{name}' is named twice")
+    places: list[tuple[KeyPath, Iterable[str], Sequence[str]]] = [((), entries, ())]
+    places += [(("layers", "blocks"), layers.blocks, streams)]
+    places += [
+        (("layers", "variants", kind, "blocks"), variant.blocks, streams)
+        for kind, variant in layers.variants.items()
+    ]
+    for place, names, taken in places:
+        for name in names:
+            if problem := block_name_problem(name, taken):
+                parser.report((*place, name), problem)
+
+
+def _document(data: Mapping[str, Any], parser: _Parser) -> ModelDocument:
     try:
         return ModelDocument.model_validate(data)
     except ValidationError as error:
@@ -116,26 +179,29 @@ def _document(data: Mapping[str, Any], parser: _Parser) -> ModelDocument | None:
             error, ModelDocument, parser.registry, lambda key: key, parser.where
         )
         parser.raise_findings()
-    return None
+        raise AssertionError("a validation error has findings") from error
 
 
 def _used_kinds(layers: Mapping[str, Any], parser: _Parser) -> tuple[str, ...]:
-    """The kind of each layer."""
-    count, kinds = layers.get("count"), layers.get("kinds")
-    variants = layers.get("variants") or {}
-    if not isinstance(count, int) or count < 1 or missing_fields(kinds):
-        return ()  # reported elsewhere, as a wrong or missing field
+    """The kind of each layer; () if what says it is wrong or missing, which others report."""
+    count, kinds, variants = layers.get("count"), layers.get("kinds"), layers.get("variants") or {}
+    if not isinstance(count, int) or not 0 < count <= MOST_LAYERS:
+        return ()
+    if not isinstance(variants, Mapping) or missing_fields(kinds):
+        return ()
+    key = ("layers", "kinds")
     if kinds is None:
         if len(variants) > 1:
-            parser.report(("layers", "kinds"), "needed: it says which variant each layer is")
+            parser.report(key, "needed: it says which variant each layer is")
         return tuple(variants or [_ONLY_KIND]) * count
-    key = ("layers", "kinds")
     if isinstance(kinds, str):
         try:
             kinds = _kinds_by_rule(kinds, count, variants)
         except SpecError as error:
             parser.report(key, str(error))
             return ()
+    if not isinstance(kinds, list):
+        return ()
     if len(kinds) < count:
         parser.report(key, f"names {len(kinds)} layers, but layers.count is {count}")
     for kind in dict.fromkeys(map(str, kinds)):
@@ -163,29 +229,28 @@ def _layer_kind(kind: str, layers: LayersDocument, parser: _Parser) -> LayerKind
     """The shared layer with the changes of one variant."""
     variant = layers.variants.get(kind)
     own = variant.blocks if variant is not None else {}
+    shared = {name: block for name, block in layers.blocks.items() if block is not None}
     blocks: dict[str, BlockSpec | None] = {}
-    for name in [*layers.blocks, *(n for n in own if n not in layers.blocks)]:
-        change = own.get(name, {})
+    for name in [*shared, *(n for n in own if n not in shared)]:
+        base, change = shared.get(name, {}), own.get(name, {})
         if change is None:
+            if name not in shared:
+                hint = did_you_mean(name, shared)
+                key = ("layers", "variants", kind, "blocks", name)
+                parser.report(key, f"null drops a shared block, and there is none by it.{hint}")
             continue
-        base = layers.blocks.get(name)
-        if base is None and name not in own:
-            continue
-        base = base or {}
-        # Another block takes nothing over from the one it replaces.
-        keeps = change.get("block", base.get("block")) == base.get("block")
-        entry = {**base, **change} if keeps else change
+        entry = change if replaces(base, change) else {**base, **change}
 
         def key_of(path: KeyPath, name: str = name, change: Mapping[str, Any] = change) -> KeyPath:
-            if path and path[0] in change:
+            if name not in shared or (path and path[0] in change):
                 return ("layers", "variants", kind, "blocks", name, *path)
             return ("layers", "blocks", name, *path)
 
-        blocks[name] = parser.block(entry, key_of)
+        blocks[name] = parser.block(entry, key_of, set(shared) - {name})
     if any(spec is None for spec in blocks.values()):
         return None
-    wiring = variant.wiring if variant is not None and variant.wiring is not None else None
-    return LayerKind(name=kind, blocks=blocks, wiring=wiring or layers.wiring)
+    wiring = layers.wiring if variant is None or variant.wiring is None else variant.wiring
+    return LayerKind(name=kind, blocks=blocks, wiring=wiring)
 
 
 def _without_unused(data: Mapping[str, Any], used: tuple[str, ...]) -> dict[str, Any]:
@@ -198,27 +263,33 @@ def _without_unused(data: Mapping[str, Any], used: tuple[str, ...]) -> dict[str,
 
 
 def _report_missing(data: Mapping[str, Any], fields: ConfigFields, parser: _Parser) -> None:
-    for key, value in _leaves(data, ()):
+    for key, value in leaves(data, ()):
         for field in missing_fields(value):
             hint = did_you_mean(field, fields)
             parser.report(key, f"needs '{field}', which {fields.source} does not have.{hint}")
 
 
-def _leaves(value: Any, key: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
+def leaves(value: Any, key: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
+    """Every scalar below `value`, which stands at `key`, with its own key."""
     if isinstance(value, Mapping):
         for name, item in value.items():
-            yield from _leaves(item, (*key, name))
+            yield from leaves(item, (*key, name))
     elif isinstance(value, list):
         for position, item in enumerate(value):
-            yield from _leaves(item, (*key, position))
+            yield from leaves(item, (*key, position))
     else:
         yield key, value
 
 
-def _wiring_sources(document: ModelDocument, where: Where) -> dict[KeyPath, str]:
-    keys: list[KeyPath] = [("wiring", n) for n in range(len(document.wiring))]
-    keys += [("layers", "wiring", n) for n in range(len(document.layers.wiring))]
-    for kind, variant in document.layers.variants.items():
-        equations = variant.wiring or ()
-        keys += [("layers", "variants", kind, "wiring", n) for n in range(len(equations))]
-    return {key: where(key) for key in keys}
+def _compiled_keys(document: ModelDocument, entries: Iterable[str]) -> list[KeyPath]:
+    """The keys of all blocks and equations: what the compiler may find wrong."""
+    layers = document.layers
+    keys: list[KeyPath] = [(name,) for name in entries]
+    keys += [("wiring", n) for n in range(len(document.wiring))]
+    keys += [("layers", "blocks", name) for name in layers.blocks]
+    keys += [("layers", "wiring", n) for n in range(len(layers.wiring))]
+    for kind, variant in layers.variants.items():
+        place = ("layers", "variants", kind)
+        keys += [(*place, "blocks", name) for name in variant.blocks]
+        keys += [(*place, "wiring", n) for n in range(len(variant.wiring or ()))]
+    return keys

@@ -14,7 +14,7 @@ from omegaconf import AnyNode, DictConfig, OmegaConf
 
 from assembler.errors import SpecError
 from assembler.model import expressions
-from assembler.model.config_fields import ConfigFields, Missing
+from assembler.model.config_fields import ConfigFields, Missing, missing_fields
 from assembler.model.rope_config import rope_settings
 
 _HIDDEN_KEY = "_config_fields"
@@ -32,11 +32,14 @@ def _fields(root: DictConfig) -> ConfigFields:
     return node._value()  # type: ignore[union-attr]
 
 
-def _hf(names: str, *default: Any, _root_: DictConfig) -> Any:
+def _hf(*args: Any, _root_: DictConfig) -> Any:
     """`${hf:field}` / `${hf:field,default}`: with a default, null counts as absent."""
+    names, default = args[:1], args[1:]
+    if not all(isinstance(name, str) and name for name in names) or not names:
+        raise SpecError("${hf:...} takes the name of a field of config.json")
     if len(default) > 1:
-        raise SpecError(f"${{hf:{names},...}} takes one default, not {len(default)}")
-    value = _fields(_root_).get(names)
+        raise SpecError(f"${{hf:{names[0]},...}} takes one default, not {len(default)}")
+    value = _fields(_root_).get(names[0])
     if default and (value is None or isinstance(value, Missing)):
         return default[0]
     return value
@@ -53,20 +56,32 @@ def _hf_rope(*args: Any, _root_: DictConfig) -> Any:
     return rope_settings(_fields(_root_), layer_type, defaults, own_theta)
 
 
-def _calc(text: Any, _root_: DictConfig) -> Any:
+def _calc(*args: Any, _root_: DictConfig) -> Any:
     """`${calc:'expr'}`: arithmetic over the fields of config.json; absent fields stay absent."""
+    if len(args) != 1:
+        raise SpecError("${calc:...} takes one expression, in quotes: ${calc:'max(a, b)'}")
+    if absent := missing_fields(text := str(args[0])):
+        return Missing(absent[0])
     fields = _fields(_root_)
-    absent: list[Missing] = []
 
     def name(field: str) -> Any:
         value = fields.get(field)
         if isinstance(value, Missing):
-            absent.append(value)
-            return 1  # any number: the result is thrown away
+            raise _AbsentField(value)
         return value
 
-    value = expressions.evaluate(expressions.parse(str(text)), name)
-    return absent[0] if absent else value
+    try:
+        return expressions.evaluate(expressions.parse(text), name)
+    except _AbsentField as absent_field:
+        return absent_field.missing
+
+
+class _AbsentField(Exception):
+    """Ends the computation of something that needs a field config.json does not have."""
+
+    def __init__(self, missing: Missing) -> None:
+        super().__init__(missing.field)
+        self.missing = missing
 
 
 def register_resolvers() -> None:

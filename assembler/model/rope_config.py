@@ -64,11 +64,18 @@ def _declared(
     fields: ConfigFields, layer_type: str | None, own_theta: str | None
 ) -> Mapping[str, Any] | None:
     """The RoPE dict the config declares for this layer type ({} when it declares none)."""
-    declared = _present(fields.get("rope_scaling")) or _present(fields.get("rope_parameters")) or {}
+    declared = _mapping(fields, "rope_scaling") or _mapping(fields, "rope_parameters") or {}
     nested = {k: v for k, v in declared.items() if v is None or isinstance(v, Mapping)}
     if any(isinstance(v, Mapping) for v in nested.values()):
         return _nested(nested, layer_type)
     return declared if own_theta is None else {"rope_theta": _present(fields.get(own_theta))}
+
+
+def _mapping(fields: ConfigFields, name: str) -> Mapping[str, Any] | None:
+    value = _present(fields.get(name))
+    if value is not None and not isinstance(value, Mapping):
+        raise SpecError(f"'{name}' in {fields.source} must be a mapping, not {value!r}")
+    return value
 
 
 def _nested(nested: Mapping[str, Any], layer_type: str | None) -> Mapping[str, Any] | None:

@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
 
 from assembler.model.registry import BlockSpec
 
-Identifier = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+MOST_LAYERS = 100_000  # more is a slip of the keyboard, and would fill the memory
 Equations = tuple[str, ...]
+# One name or a list of names.
+Names = Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
 
 
 class _Document(BaseModel):
@@ -25,13 +27,13 @@ class _Document(BaseModel):
 class MatchesDocument(_Document):
     """Which checkpoints a conf is for; not inherited."""
 
-    architectures: str | list[str] | None = Field(
+    architectures: Names | None = Field(
         None, description="class names in config.json's `architectures`"
     )
-    model_type: str | list[str] | None = Field(
+    model_type: Names | None = Field(
         None, description="config.json's `model_type`, tried when no architecture matches"
     )
-    config_class: str | list[str] | None = Field(
+    config_class: Names | None = Field(
         None, description="class name in config.json's `auto_map.AutoConfig`, tried last"
     )
 
@@ -39,7 +41,7 @@ class MatchesDocument(_Document):
 class VariantDocument(_Document):
     """What one layer kind changes in the layer that all kinds share."""
 
-    blocks: dict[Identifier, dict[str, Any] | None] = Field(
+    blocks: dict[str, dict[str, Any] | None] = Field(
         default_factory=dict,
         description="fields to override or blocks to add by name; null drops a block",
     )
@@ -49,16 +51,16 @@ class VariantDocument(_Document):
 class LayersDocument(_Document):
     """The stack of layers."""
 
-    count: PositiveInt = Field(description="number of layers")
-    streams: tuple[Identifier, ...] = Field(
+    count: int = Field(strict=True, ge=1, le=MOST_LAYERS, description="number of layers")
+    streams: tuple[str, ...] = Field(
         ("x",), min_length=1, description="tensors that live from layer to layer"
     )
-    kinds: str | list[str] | None = Field(
+    kinds: Names | None = Field(
         None,
         description="the kind of each layer: a list (the first `count` entries are used), or an "
         "expression in the layer index `i` such as: full if i % 2 else sliding",
     )
-    blocks: dict[Identifier, dict[str, Any] | None] = Field(
+    blocks: dict[str, dict[str, Any] | None] = Field(
         description="the blocks of a layer, by name; null drops an inherited one"
     )
     variants: dict[str, VariantDocument] = Field(
@@ -80,7 +82,7 @@ class ModelDocument(_Document):
     max_length: PositiveInt | None = Field(
         None, description="longest sequence, in tokens, that the model was made for"
     )
-    layers: LayersDocument
+    layers: LayersDocument = Field(description="the stack of layers")
     wiring: Equations = Field(
         description="equations from `tokens` to `logits`, such as: x = layers(embed(tokens))"
     )
@@ -108,8 +110,9 @@ class ModelSpec(_Document):
     kinds: Mapping[str, LayerKind]
     layer_kinds: tuple[str, ...]  # the kind of each layer, in order
     wiring: Equations
-    # "file:line" of each equation, by ("wiring", n), ("layers", "wiring", n) or
-    # ("layers", "variants", kind, "wiring", n): the compiler's errors point there.
+    # "file:line" of each equation and of each block, by its keys in the YAML, e.g. ("wiring", 0),
+    # ("layers", "blocks", "attn") or ("layers", "variants", kind, "wiring", 0): the compiler's
+    # errors point there.
     sources: Mapping[tuple[str | int, ...], str] = Field(default_factory=dict, repr=False)
 
     @property

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from assembler.blocks.functions import FUNCTIONS
-from assembler.errors import WiringError, did_you_mean
+from assembler.errors import SpecError, WiringError, did_you_mean
 from assembler.model import expressions
+from assembler.model.names import LAYERS, stream_name_problem
 
 # Functions that take a stream, with the number of their arguments; the others take numbers only.
 TENSOR_FUNCTIONS = {
@@ -76,6 +77,16 @@ class Equation:
     targets: tuple[str, ...]
     value: Node
     text: str
+    where: str  # file:line
+
+
+@dataclass(frozen=True)
+class Callee:
+    """A block as equations see it."""
+
+    takes: int  # streams it is called with
+    caches: bool  # it keeps keys and values, of one call a layer
+    where: str  # file:line of its entry
 
 
 @dataclass(frozen=True)
@@ -84,41 +95,84 @@ class Scope:
 
     inputs: tuple[str, ...]  # streams that exist before the first line
     outputs: tuple[str, ...]  # streams that must exist after the last
-    blocks: Mapping[str, object]  # block names; their values do not matter here
+    blocks: Mapping[str, Callee]
     numbers: tuple[str, ...]  # names of scalars
-    layers: bool = False  # `layers(...)` may be called
+    layers: int = 0  # how many streams `layers(...)` takes and gives; 0: it is no name here
 
 
-def parse_wiring(lines: Sequence[str], scope: Scope, where: Sequence[str]) -> tuple[Equation, ...]:
+def parse_wiring(lines: Sequence[str], where: Sequence[str], scope: Scope) -> tuple[Equation, ...]:
     """Parse and check the equations of one layer kind or of the model.
 
     Args:
         lines: the equations, in order.
-        scope: the names they may use.
         where: "file:line" of each equation.
+        scope: the names they may use.
 
     Raises:
         WiringError: syntax that is not allowed, an unknown name, a block that is declared and never
-            called, an output stream that is never set. All findings in one error.
+            called, a stream that is set and never used. All findings in one error.
     """
     parser = _LineParser(scope)
     equations, findings = [], []
     for line, place in zip(lines, where, strict=True):
         try:
-            equations.append(parser.equation(line))
+            equations.append(parser.equation(line, place))
         except WiringError as error:
-            findings.append(f"{place}: {error} (in '{line}')")
-    place = where[0].rpartition(":")[0] if where else ""
+            findings.append(f"{place}: {error} (in '{expressions.shortened(line)}')")
     if not findings:
-        for name in scope.blocks:
-            if name not in parser.called:
-                findings.append(f"{place}: block '{name}' is declared but no equation calls it")
-        for name in scope.outputs:
-            if name not in parser.streams:
-                findings.append(f"{place}: no equation sets '{name}'")
+        findings = [*_unused(equations, scope, parser), *_unset(scope, parser, where)]
     if findings:
         raise WiringError("\n".join(findings))
     return tuple(equations)
+
+
+def _unused(equations: Sequence[Equation], scope: Scope, parser: _LineParser) -> Iterator[str]:
+    """What is declared or computed in vain, which would hide a mistake."""
+    for name, block in scope.blocks.items():
+        if name not in parser.called:
+            yield f"{block.where}: block '{name}' is declared but no equation calls it"
+    for number, equation in enumerate(equations):
+        for name in equation.targets:
+            later = _first_mention(name, equations[number + 1 :])
+            unused = later == "set" or (later is None and name not in scope.outputs)
+            if unused and len(equation.targets) == 1:  # layers(...) gives all it has
+                yield (
+                    f"{equation.where}: '{name}' is set and then not used "
+                    f"(in '{expressions.shortened(equation.text)}')"
+                )
+
+
+def _first_mention(name: str, equations: Sequence[Equation]) -> str | None:
+    """Whether `equations` first read a stream or first set it anew; None if they do neither."""
+    for equation in equations:
+        if name in _streams_of(equation.value):
+            return "read"
+        if name in equation.targets:
+            return "set"
+    return None
+
+
+def _streams_of(node: Node) -> set[str]:
+    """The streams an expression reads."""
+    match node:
+        case Stream(name=name):
+            return {name}
+        case Binary(left=left, right=right):
+            return _streams_of(left) | _streams_of(right)
+        case Negate(operand=operand):
+            return _streams_of(operand)
+        case Call(args=args):
+            return set().union(*map(_streams_of, args))
+    return set()
+
+
+def _unset(scope: Scope, parser: _LineParser, where: Sequence[str]) -> Iterator[str]:
+    place = where[-1] if where else "wiring"
+    for name in scope.outputs:
+        if name not in parser.streams:
+            yield f"{place}: no equation up to here sets '{name}'"
+    if scope.layers and LAYERS not in parser.called:
+        yield f"{place}: no equation up to here calls layers(...)"
 
 
 class _LineParser:
@@ -129,22 +183,24 @@ class _LineParser:
         self.streams = set(scope.inputs)
         self.called: set[str] = set()
 
-    def equation(self, line: str) -> Equation:
+    def equation(self, line: str, where: str) -> Equation:
         try:
-            body = ast.parse(line.strip()).body
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as err:
-            reason = err.msg if isinstance(err, SyntaxError) else "it nests too deeply"
-            raise WiringError(f"not an equation: {reason}") from None
+            body = expressions.parse_python(line, "exec").body
+        except SpecError as error:
+            raise WiringError(f"not an equation: {error}") from None
         if len(body) != 1 or not isinstance(body[0], ast.Assign) or len(body[0].targets) != 1:
             raise WiringError("an equation is one assignment, such as x = x + mlp(norm(x))")
         targets = self._targets(body[0].targets[0])
-        value = self._node(body[0].value)
+        try:
+            value = self._node(body[0].value)
+        finally:  # later lines may read what this one would have set
+            self.streams.update(targets)
         if isinstance(value, Scalar):
             raise WiringError("the right side uses no stream, so it would be the same for any text")
-        if len(targets) > 1 and not (isinstance(value, Call) and value.kind == "layers"):
-            raise WiringError("only layers(...) gives several streams")
-        self.streams.update(targets)
-        return Equation(targets, value, line.strip())
+        gives = self.scope.layers if isinstance(value, Call) and value.kind == "layers" else 1
+        if len(targets) != gives:
+            raise WiringError(f"the right side gives {_streams(gives)}, not {len(targets)}")
+        return Equation(targets, value, line.strip(), where)
 
     def _targets(self, node: ast.expr) -> tuple[str, ...]:
         items = node.elts if isinstance(node, ast.Tuple) else [node]
@@ -152,25 +208,23 @@ class _LineParser:
         for item in items:
             if not isinstance(item, ast.Name):
                 raise WiringError(f"{expressions.describe(item)} cannot be assigned to")
-            taken = {
-                "a block": item.id in self.scope.blocks,
-                "a function": item.id in TENSOR_FUNCTIONS or item.id == "layers",
-                "a number": item.id in self.scope.numbers,
-            }
-            for what, yes in taken.items():
-                if yes:
-                    raise WiringError(f"'{item.id}' is {what}, so a stream cannot be called that")
-            if item.id.startswith("__"):
-                raise WiringError(f"'{item.id}': a stream's name does not begin with '__'")
+            if item.id in self.scope.blocks:
+                raise WiringError(f"'{item.id}' is a block, so a stream cannot be called that")
+            if item.id not in self.scope.inputs and (problem := stream_name_problem(item.id)):
+                raise WiringError(problem)
             names.append(item.id)
+        if len(set(names)) < len(names):
+            raise WiringError("one stream is set twice")
         return tuple(names)
 
     def _node(self, node: ast.expr) -> Node:
         match node:
-            case ast.Constant(value=bool() | str() | bytes() | None):
-                raise WiringError(f"{ast.unparse(node)} is no number")
+            case ast.Constant(value=bool()):
+                raise WiringError(f"{node.value} is no number")
             case ast.Constant(value=int() | float()):
                 return Scalar(node, per_layer=False)
+            case ast.Constant():
+                raise WiringError(f"{expressions.shortened(repr(node.value))} is no number")
             case ast.Name(id=name):
                 return self._name(node, name)
             case ast.UnaryOp(op=ast.USub(), operand=operand):
@@ -199,7 +253,8 @@ class _LineParser:
         if isinstance(left, Scalar) and isinstance(right, Scalar):
             return Scalar(node, left.per_layer or right.per_layer)
         if not isinstance(node.op, _TENSOR_OPERATORS):
-            raise WiringError(f"'{ast.unparse(node)}': streams take + - * / only")
+            source = expressions.shortened(ast.unparse(node))
+            raise WiringError(f"'{source}': streams take + - * / only")
         op = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}[type(node.op)]
         return Binary(op, left, right)
 
@@ -209,23 +264,35 @@ class _LineParser:
         name = node.func.id
         if node.keywords or any(isinstance(arg, ast.Starred) for arg in node.args):
             raise WiringError(f"{name}(...) takes plain arguments; options belong to the block")
+        if name in self.scope.blocks:
+            block = self.scope.blocks[name]
+            return self._module_call(node, "block", block.takes, once=block.caches)
+        if name == LAYERS and self.scope.layers:
+            return self._module_call(node, "layers", self.scope.layers, once=True)
         if name == "softcap" and len(node.args) == 2 and _is_none(node.args[1]):
             return self._node(node.args[0])  # a config's null: no cap
-        args = tuple(self._node(arg) for arg in node.args)
-        if name in self.scope.blocks:
-            self.called.add(name)
-            if not args or any(isinstance(arg, Scalar) for arg in args):
-                raise WiringError(f"{name}(...) is a block: its arguments are streams")
-            return Call(name, args, "block")
-        if name == "layers" and self.scope.layers:
-            return Call(name, args, "layers")
         if name in TENSOR_FUNCTIONS or name in expressions.FUNCTIONS:
-            return self._function(node, name, args)
-        known = [*self.scope.blocks, *TENSOR_FUNCTIONS, *(["layers"] if self.scope.layers else [])]
+            return self._function(node, name, tuple(self._node(arg) for arg in node.args))
+        known = [*self.scope.blocks, *TENSOR_FUNCTIONS, *([LAYERS] if self.scope.layers else [])]
         raise WiringError(
             f"unknown block or function '{name}'.{did_you_mean(name, known)} "
             f"Known here: {', '.join(known)}"
         )
+
+    def _module_call(self, node: ast.Call, kind: str, takes: int, once: bool) -> Call:
+        """A call of a block or of the layers, with as many streams as they take."""
+        name = node.func.id  # type: ignore[attr-defined]
+        args = tuple(self._node(arg) for arg in node.args)
+        if any(isinstance(arg, Scalar) for arg in args):
+            raise WiringError(f"the arguments of {name}(...) are streams, not numbers")
+        if len(args) != takes:
+            raise WiringError(f"{name}(...) takes {_streams(takes)}, not {len(args)}")
+        if once and name in self.called:
+            raise WiringError(
+                f"{name}(...) is called twice, but caches keys and values of one call"
+            )
+        self.called.add(name)
+        return Call(name, args, kind)
 
     def _function(self, node: ast.Call, name: str, args: tuple[Node, ...]) -> Node:
         scalars = [arg for arg in args if isinstance(arg, Scalar)]
@@ -237,6 +304,10 @@ class _LineParser:
         if len(args) != wanted:
             raise WiringError(f"{name}(...) takes {wanted} arguments, not {len(args)}")
         return Call(name, args, "function")
+
+
+def _streams(count: int) -> str:
+    return "1 stream" if count == 1 else f"{count} streams"
 
 
 def _is_none(node: ast.expr) -> bool:
