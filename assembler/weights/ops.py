@@ -151,7 +151,8 @@ class RopePermute(Op):
         return RopePermute(self.dim, self.heads, back)
 
     def __str__(self) -> str:
-        return f"rope {self.order.replace('_', ' ')}, {self.heads} heads"
+        heads = "1 head" if self.heads == 1 else f"{self.heads} heads"
+        return f"rope {self.order.replace('_', ' ')}, {heads}"
 
 
 @dataclass(frozen=True)

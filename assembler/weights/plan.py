@@ -6,7 +6,6 @@ and progress bars read it; only `execute_plan` has effects.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,10 +15,11 @@ from assembler.errors import CheckpointError, did_you_mean
 from assembler.weights.finding import Finding
 from assembler.weights.index import CheckpointIndex
 from assembler.weights.issues import Issue, fold_issues
-from assembler.weights.parameters import ParameterSlot, read_parameters
+from assembler.weights.parameters import ModelParameters, ParameterSlot, read_parameters
 from assembler.weights.plan_rules import match_rules
-from assembler.weights.plan_sources import Piece, SourceResolver, TieCheck, choose_prefix
-from assembler.weights.recipes import Recipe, Span
+from assembler.weights.plan_sources import Piece, Resolution, SourceResolver, TieCheck
+from assembler.weights.prefixes import choose_prefix, foreign_prefix
+from assembler.weights.recipes import Span
 from assembler.weights.unclaimed import IgnoredTensor, sort_unclaimed
 from assembler.weights.weight_map import WeightMap
 
@@ -109,18 +109,8 @@ def plan_load(
     ignored, unclaimed = sort_unclaimed(weight_map, parameters, left, prefix, matched.misfits, cut)
     issues = [*matched.issues, *resolution.issues, *unclaimed]
     if not found and recipes:
-        issues = [*_foreign_prefix(weight_map, recipes, index), *issues]
+        issues = [*foreign_prefix(weight_map, recipes, index.tensors), *issues]
     pieces = sorted(resolution.pieces, key=lambda p: (str(p.info.file), p.info.offset))
-    covered = [index.tensors[name] for name in resolution.used]
-    covered += [item.info for item in ignored]
-    totals = Totals(
-        tensors=len(index.tensors),
-        tensors_covered=len(covered),
-        nbytes=sum(info.nbytes for info in index.tensors.values()),
-        nbytes_covered=sum(info.nbytes for info in covered),
-        parameters=sum(slot.tied_to is None for slot in parameters.slots.values()),
-        parameters_filled=len(resolution.filled),
-    )
     return LoadPlan(
         map_name=weight_map.name,
         root=index.root,
@@ -132,24 +122,26 @@ def plan_load(
         ties=tuple(resolution.ties),
         ignored=tuple(ignored),
         findings=(*index.findings, *_findings(issues)),
-        totals=totals,
+        totals=_totals(index, parameters, resolution, ignored),
     )
 
 
-def _foreign_prefix(
-    weight_map: WeightMap, recipes: list[Recipe], index: CheckpointIndex
-) -> Iterator[Issue]:
-    """When nothing at all is found, see whether the names only stand under another prefix."""
-    wanted = [recipe.names[0] for recipe in recipes if recipe.slot.tied_to is None]
-    first = wanted[0] if wanted else ""
-    ends = (name for name in index.tensors if name.endswith(f".{first}"))
-    for name in ends:
-        prefix = name.removesuffix(first)
-        if all(prefix + name in index.tensors for name in wanted):
-            message = f"every name of the checkpoint stands under '{prefix}'"
-            hint = f"Add '{prefix}' to `prefixes` of {weight_map.files[0]}."
-            yield Issue("map", weight_map.name, message, (), str(weight_map.files[0]), hint)
-            return
+def _totals(
+    index: CheckpointIndex,
+    parameters: ModelParameters,
+    resolution: Resolution,
+    ignored: list[IgnoredTensor],
+) -> Totals:
+    covered = [index.tensors[name] for name in resolution.used]
+    covered += [item.info for item in ignored]
+    return Totals(
+        tensors=len(index.tensors),
+        tensors_covered=len(covered),
+        nbytes=sum(info.nbytes for info in index.tensors.values()),
+        nbytes_covered=sum(info.nbytes for info in covered),
+        parameters=sum(slot.tied_to is None for slot in parameters.slots.values()),
+        parameters_filled=len(resolution.filled),
+    )
 
 
 def _findings(issues: list[Issue]) -> list[Finding]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -57,16 +57,6 @@ class Resolution:
     used: set[str] = field(default_factory=set)  # the claimed tensors that fit
     reported: set[str] = field(default_factory=set)  # tensors some finding already speaks of
     filled: set[str] = field(default_factory=set)  # parameters with all their sources
-
-
-def choose_prefix(
-    prefixes: Sequence[str], recipes: Iterable[Recipe], tensors: Mapping[str, TensorInfo]
-) -> tuple[str, int]:
-    """The prefix under which most sources are found (the first such), and how many are."""
-    names = [name for recipe in recipes for name in recipe.names]
-    scores = [(sum(prefix + name in tensors for name in names), prefix) for prefix in prefixes]
-    best = max(score for score, _ in scores)
-    return next(prefix for score, prefix in scores if score == best), best
 
 
 class SourceResolver:

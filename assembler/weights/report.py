@@ -176,13 +176,13 @@ def _without_leaf(name: str) -> str:
 
 
 def _ignored(plan: LoadPlan) -> tuple[tuple[str, str, int], ...]:
+    """One entry a reason."""
     by_reason: dict[str, dict[str, int]] = {}
     for item in plan.ignored:
         by_reason.setdefault(item.reason, {})[item.info.name] = item.info.nbytes
     return tuple(
-        (fold.text, reason, sum(sizes[name] for name in fold.names))
+        (merge_names([fold.text for fold in fold_names(sizes)]), reason, sum(sizes.values()))
         for reason, sizes in by_reason.items()
-        for fold in fold_names(sizes)
     )
 
 

@@ -1,0 +1,39 @@
+"""Checkpoints whose every name stands under a common prefix, such as a multimodal wrapper's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from assembler.weights.index import TensorInfo
+from assembler.weights.issues import Issue
+from assembler.weights.recipes import Recipe
+from assembler.weights.weight_map import WeightMap
+
+
+def choose_prefix(
+    prefixes: Sequence[str], recipes: Iterable[Recipe], tensors: Mapping[str, TensorInfo]
+) -> tuple[str, int]:
+    """The prefix under which most sources are found (the first such), and how many are."""
+    names = [name for recipe in recipes for name in recipe.names]
+    scores = [(sum(prefix + name in tensors for name in names), prefix) for prefix in prefixes]
+    best = max(score for score, _ in scores)
+    return next(prefix for score, prefix in scores if score == best), best
+
+
+def foreign_prefix(
+    weight_map: WeightMap, recipes: Iterable[Recipe], tensors: Mapping[str, TensorInfo]
+) -> Iterator[Issue]:
+    """When nothing at all is found, see whether the names only stand under another prefix."""
+    wanted = [recipe.names[0] for recipe in recipes if recipe.slot.tied_to is None]
+    if not wanted:
+        return
+    for tensor in tensors:
+        if not tensor.endswith(f".{wanted[0]}"):
+            continue
+        prefix = tensor.removesuffix(wanted[0])
+        if all(prefix + name in tensors for name in wanted):
+            file = str(weight_map.files[0])
+            message = f"every name of the checkpoint stands under '{prefix}'"
+            hint = f"Add '{prefix}' to `prefixes` of {file}."
+            yield Issue("map", weight_map.name, message, (), file, hint)
+            return
