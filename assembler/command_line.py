@@ -91,7 +91,7 @@ def _value(text: str, annotation: Any) -> Any:
     if str in takes:
         alternatives = {"null": type(None), "true": bool, "false": bool}
         return _grammar(text) if alternatives[text.lower()] in takes else text
-    if any(typing.get_origin(member) is tuple for member in takes):
+    if any(typing.get_args(m)[:1] and _members(typing.get_args(m)[0]) == [str] for m in takes):
         # A list of texts: Hydra's [a, b] or one literal text.
         return _grammar(text) if text.startswith("[") and text.endswith("]") else (text,)
     return _grammar(text)
