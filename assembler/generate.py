@@ -8,18 +8,24 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from assembler.command_line import Arguments, describe_options, parse_arguments, run_command
+from assembler.command_line import (
+    Arguments,
+    Verbatim,
+    describe_options,
+    parse_arguments,
+    run_command,
+)
 from assembler.engine.options import Options
 from assembler.engine.sampling_params import SamplingParams
 from assembler.errors import OptionError
 from assembler.llm_options import LLMOptions
+from assembler.progress import loading_bar
 
 if TYPE_CHECKING:
     from assembler.engine.outputs import RequestOutput
@@ -42,14 +48,18 @@ class GenerateOptions(Options):
     checkpoint: str | None = Field(
         None, description="folder, .safetensors or .gguf file, Hub id or pypi:...; null: the conf's"
     )
-    prompt: str | None = Field(None, description="the text, taken literally; - reads stdin")
+    prompt: Annotated[str | None, Verbatim()] = Field(
+        None, description="the text, taken literally; - reads stdin"
+    )
     prompts: str | None = Field(
         None, description='file with one prompt a line; .jsonl: texts or {"prompt": ...} a line'
     )
     chat: bool | Literal["auto"] = Field(
         "auto", description="ask through the chat template; auto: if the model has one"
     )
-    system: str | None = Field(None, description="system message of the chat")
+    system: Annotated[str | None, Verbatim()] = Field(
+        None, description="system message of the chat"
+    )
     tp: int = Field(1, ge=1, description="tensor-parallel ranks")
 
 
@@ -93,31 +103,46 @@ def _prompts(options: GenerateOptions) -> list[str]:
     if (options.prompt is None) == (options.prompts is None):
         raise OptionError("what to generate from? Pass prompt=TEXT (or -), or prompts=FILE")
     if options.prompt == "-":
-        return [sys.stdin.read().removesuffix("\n")]
+        try:
+            return [sys.stdin.read().removesuffix("\n")]
+        except UnicodeDecodeError as error:
+            raise OptionError(f"prompt=-: stdin cannot be read: {error}") from None
     if options.prompt is not None:
         return [options.prompt]
-    file = Path(options.prompts)
+    return _prompts_of_file(Path(options.prompts))
+
+
+def _prompts_of_file(file: Path) -> list[str]:
+    """One prompt a line; blank lines are left out. All that is wrong with the file at once."""
     try:
-        lines = file.read_text("utf-8").splitlines()
+        text = file.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"prompts={file}: cannot be read: {error}") from None
-    if file.suffix == ".jsonl":
-        prompts = [_json_prompt(line, f"{file}:{n}") for n, line in enumerate(lines, 1) if line]
-    else:
-        prompts = [line for line in lines if line.strip()]
-    if not prompts:
+    # Not `splitlines`: it would also cut at characters that may stand within a JSON text.
+    lines = {number: line for number, line in enumerate(text.split("\n"), 1) if line.strip()}
+    if not lines:
         raise OptionError(f"prompts={file}: holds no prompt")
+    if file.suffix != ".jsonl":
+        return list(lines.values())
+    prompts, findings = [], []
+    for number, line in lines.items():
+        try:
+            prompts.append(_json_prompt(line))
+        except ValueError as error:
+            findings.append(f"{file}:{number}: {error}")
+    if findings:
+        raise OptionError("\n".join(findings))
     return prompts
 
 
-def _json_prompt(line: str, where: str) -> str:
+def _json_prompt(line: str) -> str:
     try:
         value = json.loads(line)
-    except ValueError as error:
-        raise OptionError(f"{where}: not JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from None
     prompt = value.get("prompt") if isinstance(value, dict) else value
     if not isinstance(prompt, str):
-        raise OptionError(f'{where}: a line is a JSON text or an object with a text "prompt"')
+        raise ValueError('a line is a JSON text or an object with a text "prompt"')
     return prompt
 
 
@@ -127,24 +152,8 @@ def _load(options: GenerateOptions, arguments: Arguments) -> LLM:
 
     values = {"tensor_parallel_size": options.tp, **arguments.values[1]}
     values |= {"overrides": arguments.overrides, "search_path": arguments.search_path}
-    with _loading_bar() as progress:
+    with loading_bar() as progress:
         return LLM(options.checkpoint, progress=progress, **values)
-
-
-@contextmanager
-def _loading_bar() -> Iterator[Callable[[int, int], None]]:
-    from tqdm import tqdm
-
-    bar = tqdm(
-        desc="Loading", unit="B", unit_scale=True, leave=False, disable=not sys.stderr.isatty()
-    )
-
-    def progress(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(done - bar.n)
-
-    with bar:
-        yield progress
 
 
 def _token_ids(llm: LLM, prompt: str, options: GenerateOptions) -> list[int]:
@@ -202,18 +211,21 @@ def _text(llm: LLM, output: RequestOutput) -> str:
 
 
 def _summarise(outputs: Sequence[RequestOutput]) -> None:
-    """One line on stderr: tokens, time to the first, tokens a second."""
+    """One line on stderr: tokens, time to the first, tokens a second. Then what went wrong."""
     metrics = [output.metrics for output in outputs]
     prompt = sum(m.num_prompt_tokens for m in metrics)
     generated = sum(m.num_generated_tokens for m in metrics)
-    first = min(m.first_token_time for m in metrics) - min(m.arrival_time for m in metrics)
-    seconds = max(m.finished_time for m in metrics) - min(m.first_token_time for m in metrics)
-    rate = f"{(generated - 1) / seconds:.1f} tokens/s" if generated > 1 and seconds else "-"
+    speed = "no token generated"
+    if generated:
+        first = min(m.first_token_time for m in metrics if m.first_token_time is not None)
+        seconds = max(m.finished_time for m in metrics) - first
+        rate = f"{(generated - 1) / seconds:.1f} tokens/s" if generated > 1 and seconds else "-"
+        waited = first - min(m.arrival_time for m in metrics)
+        speed = f"first after {waited:.2f} s, {rate}"
     reasons = Counter(output.outputs[0].finish_reason for output in outputs)
     ended = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
     print(
-        f"{prompt} prompt + {generated} generated tokens, first after {first:.2f} s, {rate}, "
-        f"ended by {ended}",
+        f"{prompt} prompt + {generated} generated tokens, {speed}, ended by {ended}",
         file=sys.stderr,
     )
     for output in outputs:

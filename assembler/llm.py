@@ -14,12 +14,11 @@ from assembler.engine.outputs import RequestOutput
 from assembler.engine.sampling_params import SamplingParams
 from assembler.errors import OptionError, RequestError, TokenizerError
 from assembler.kernels.dispatch import attention_backend
+from assembler.llm_inputs import Message, Prompt, as_batch, as_conversations, params_for
 from assembler.llm_options import LLMOptions
 from assembler.loading import Assembly, assemble, load_weights
+from assembler.progress import GenerationBar
 from assembler.tokenizer import Tokenizer
-
-Prompt = str | Sequence[int]
-Message = Mapping[str, Any]
 
 
 class LLM:
@@ -75,6 +74,7 @@ class LLM:
             dtype=dtype,
         )
         self._count = 0
+        self._streamed: dict[str, RequestOutput | None] = {}  # what each open stream will yield
 
     def generate(
         self,
@@ -92,15 +92,17 @@ class LLM:
         Raises:
             RequestError: a prompt cannot be served; nothing was generated.
         """
-        batch = _as_batch(prompts)
-        params = _params_for(batch, sampling_params)
+        batch = as_batch(prompts)
+        params = params_for(batch, sampling_params)
         ids = self._add_all(batch, params)
         outputs: dict[str, RequestOutput] = {}
-        with _progress_bar(len(ids), use_tqdm) as bar:
+        unfinished = set(ids)
+        with GenerationBar(len(ids), enabled=use_tqdm) as bar:
             try:
-                while self.engine.has_unfinished_requests():
-                    for output in self.engine.step():
-                        if output.finished:
+                while unfinished:
+                    for output in self._step():
+                        if output.finished and output.request_id in unfinished:
+                            unfinished.remove(output.request_id)
                             outputs[output.request_id] = output
                             bar.advance(output)
             except BaseException:
@@ -113,15 +115,22 @@ class LLM:
     ) -> Iterator[RequestOutput]:
         """Generate for one prompt, yielding what there is after every token.
 
-        Closing the iterator early ends the request.
+        Closing the iterator early ends the request. Streams may be read in turns, and between other
+        calls: a request goes on with every step that any of them takes.
         """
-        (request_id,) = self._add_all([prompt], [sampling_params or SamplingParams()])
+        (request_id,) = self._add_all([prompt], params_for([prompt], sampling_params))
+        self._streamed[request_id] = None
+        finished = False
         try:
-            while self.engine.has_unfinished_requests():
-                for output in self.engine.step():
-                    if output.request_id == request_id:
-                        yield output
+            while not finished:
+                if self._streamed[request_id] is None:
+                    self._step()
+                output, self._streamed[request_id] = self._streamed[request_id], None
+                if output is not None:
+                    finished = output.finished
+                    yield output
         finally:
+            del self._streamed[request_id]
             self._abort([request_id])
 
     def chat(
@@ -131,8 +140,7 @@ class LLM:
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
         """Answer one conversation, or several, through the model's chat template."""
-        conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
-        prompts = [self.chat_prompt(conversation) for conversation in conversations]
+        prompts = [self.chat_prompt(conversation) for conversation in as_conversations(messages)]
         return self.generate(prompts, sampling_params, use_tqdm)
 
     def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
@@ -169,30 +177,17 @@ class LLM:
             raise RequestError("\n".join(refused))
         return ids
 
+    def _step(self) -> list[RequestOutput]:
+        """Run the engine once; open streams find what is new for them in their place."""
+        outputs = self.engine.step()
+        for output in outputs:
+            if output.request_id in self._streamed:
+                self._streamed[output.request_id] = output
+        return outputs
+
     def _abort(self, ids: Sequence[str]) -> None:
         for request_id in ids:
             self.engine.abort(request_id)
-
-
-def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, str):
-        return [prompts]
-    batch = list(prompts)
-    return [batch] if batch and all(isinstance(p, int) for p in batch) else batch
-
-
-def _params_for(
-    batch: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
-) -> list[SamplingParams]:
-    if params is None:
-        params = SamplingParams()
-    if isinstance(params, SamplingParams):
-        return [params] * len(batch)
-    if len(params) != len(batch):
-        raise OptionError(
-            f"{len(batch)} prompts but {len(params)} sampling_params: give one, or one for each"
-        )
-    return list(params)
 
 
 def _refuse_what_is_not_there(options: LLMOptions) -> None:
@@ -236,25 +231,3 @@ def _tokenizer(assembly: Assembly) -> Tokenizer | None:
     with suppress(TokenizerError):
         return Tokenizer.from_folder(folder)
     return None
-
-
-class _progress_bar:
-    """A tqdm bar over requests, with throughput; silent when switched off."""
-
-    def __init__(self, total: int, enabled: bool) -> None:
-        from tqdm import tqdm
-
-        self.bar = tqdm(total=total, desc="Generating", unit="req", disable=not enabled)
-        self.tokens = 0
-
-    def __enter__(self) -> _progress_bar:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.close()
-
-    def advance(self, output: RequestOutput) -> None:
-        self.tokens += sum(len(completion.token_ids) for completion in output.outputs)
-        rate = self.tokens / max(self.bar.format_dict["elapsed"], 1e-9)
-        self.bar.set_postfix_str(f"{rate:.1f} tok/s", refresh=False)
-        self.bar.update()
