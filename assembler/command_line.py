@@ -17,11 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from assembler.errors import AssemblerError, OptionError, did_you_mean
 
 _OVERRIDE_PREFIXES = ("conf.", "+conf.", "++conf.", "~conf.")
 _SEARCH_PATH = "hydra.searchpath"
+
+
+@dataclass(frozen=True)
+class Verbatim:
+    """Marks a text option (in `Annotated`) for which `null` is a word like any other."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +64,9 @@ def parse_arguments(argv: Sequence[str], *models: type[BaseModel]) -> Arguments:
         elif key in values[owners[key]]:
             findings.append(f"'{key}' is given twice")
         else:
-            annotation = models[owners[key]].model_fields[key].annotation
+            info = models[owners[key]].model_fields[key]
             try:
-                values[owners[key]][key] = _value(text, annotation)
+                values[owners[key]][key] = _value(text, info)
             except OptionError as error:
                 findings.append(f"{argument}: {error}")
     if findings:
@@ -83,18 +89,25 @@ def _search_path(text: str, findings: list[str]) -> tuple[str, ...]:
     return tuple(map(str, entries))
 
 
-def _value(text: str, annotation: Any) -> Any:
-    """`text` as a value for a field of that type; text fields take it literally."""
-    takes = _members(annotation)
-    if str in takes and text.lower() not in ("null", "true", "false"):
+def _value(text: str, info: FieldInfo) -> Any:
+    """`text` as a value for a field; text fields take it literally."""
+    takes = _members(info.annotation)
+    lists = [member for member in takes if typing.get_origin(member) is tuple]
+    if _is_verbatim(info):
         return text
+    if lists and text.startswith("[") and text.endswith("]"):
+        return _grammar(text)
     if str in takes:
         alternatives = {"null": type(None), "true": bool, "false": bool}
-        return _grammar(text) if alternatives[text.lower()] in takes else text
-    if any(typing.get_args(m)[:1] and _members(typing.get_args(m)[0]) == [str] for m in takes):
-        # A list of texts: Hydra's [a, b] or one literal text.
-        return _grammar(text) if text.startswith("[") and text.endswith("]") else (text,)
+        return _grammar(text) if alternatives.get(text.lower()) in takes else text
+    if lists:  # of one item
+        of_texts = _members(typing.get_args(lists[0])[0]) == [str]
+        return (text if of_texts else _grammar(text),)
     return _grammar(text)
+
+
+def _is_verbatim(info: FieldInfo) -> bool:
+    return any(isinstance(mark, Verbatim) for mark in info.metadata)
 
 
 def _members(annotation: Any) -> list[Any]:
@@ -128,10 +141,16 @@ def describe_options(model: type[BaseModel], leave_out: Sequence[str] = ()) -> s
     own_first = sorted(model.model_fields.items(), key=lambda f: f[0] not in model.__annotations__)
     for name, info in own_first:
         if name not in leave_out:
-            default = "required" if info.is_required() else _shown(info.get_default())
-            rows.append((f"{name}={default}", info.description or ""))
+            rows.append((f"{name}={_default(info)}", info.description or ""))
     width = min(34, max(len(row[0]) for row in rows))
     return "\n".join(f"  {key:<{width}}  {text}".rstrip() for key, text in rows)
+
+
+def _default(info: FieldInfo) -> str:
+    """What the help shows behind the `=` of an option."""
+    if _is_verbatim(info):
+        return "TEXT"
+    return "required" if info.is_required() else _shown(info.get_default())
 
 
 def _shown(value: Any) -> str:
@@ -150,6 +169,7 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
     A user's mistake is printed as one message without a traceback; status 2 says that the command
     could not do its work, 1 is for the command itself (findings), 130 an interrupt.
     """
+    sys.stdout.reconfigure(errors="replace")  # what the terminal's encoding lacks becomes a ?
     try:
         status = main(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()

@@ -74,28 +74,35 @@ def _check(options: CoverageOptions, arguments: Arguments, size: int) -> Coverag
 
     The rows are those of rank 0, the findings those of every rank.
     """
-    from assembler.blocks.parallel import TensorParallel
     from assembler.errors import SpecError
-    from assembler.loading import assemble
-    from assembler.weights.report import coverage_report
 
     reports = []
     for rank in range(size):
         try:
-            assembly = assemble(
-                options.checkpoint,
-                options.conf,
-                arguments.overrides,
-                search_path=arguments.search_path,
-                tp=TensorParallel(rank, size),
-            )
+            reports.append(_report(options, arguments, rank, size))
         except SpecError as error:
             if size == 1:
                 raise
+            _report(options, arguments, 0, 1)  # raises as well unless the split is the reason
             return str(error)
-        reports.append(coverage_report(assembly.plan))
     findings = dict.fromkeys(finding for report in reports for finding in report.findings)
     return replace(reports[0], findings=tuple(findings))
+
+
+def _report(options: CoverageOptions, arguments: Arguments, rank: int, size: int) -> CoverageReport:
+    """What one rank would load."""
+    from assembler.blocks.parallel import TensorParallel
+    from assembler.loading import assemble
+    from assembler.weights.report import coverage_report
+
+    assembly = assemble(
+        options.checkpoint,
+        options.conf,
+        arguments.overrides,
+        search_path=arguments.search_path,
+        tp=TensorParallel(rank, size),
+    )
+    return coverage_report(assembly.plan)
 
 
 def _print_json(reports: dict[int, CoverageReport], refusals: dict[int, str]) -> None:
