@@ -81,7 +81,7 @@ def _graphs(spec: ModelSpec, registry: BlockRegistry) -> ModelGraphs:
     numbers = _numbers(spec)
     errors: list[str] = []
 
-    def graph(name: str, blocks: Mapping[str, BlockSpec], scope: Scope) -> WiredGraph | None:
+    def graph(name: str | None, blocks: Mapping[str, BlockSpec], scope: Scope) -> WiredGraph | None:
         classes = {block: registry.block_class(entry.block) for block, entry in blocks.items()}
         try:
             equations = parse_wiring(*_located_wiring(spec, name), scope)
@@ -106,19 +106,19 @@ def _graphs(spec: ModelSpec, registry: BlockRegistry) -> ModelGraphs:
     top = Scope(
         inputs=(TOKENS,),
         outputs=(LOGITS,),
-        blocks=_callees(spec, "", registry),
+        blocks=_callees(spec, None, registry),
         numbers=tuple(numbers),
         layers=len(spec.streams),
     )
-    model = graph("", spec.blocks, top)
+    model = graph(None, spec.blocks, top)
     if errors:
         raise WiringError("\n".join(dict.fromkeys("\n".join(errors).splitlines())))
     return ModelGraphs(model, kinds, {}, spec.layer_kinds[0])
 
 
-def _located_wiring(spec: ModelSpec, kind: str) -> tuple[tuple[str, ...], list[str]]:
-    """The equations of a kind ("" for the model) and where each was written."""
-    if not kind:
+def _located_wiring(spec: ModelSpec, kind: str | None) -> tuple[tuple[str, ...], list[str]]:
+    """The equations of a kind (None: of the model) and where each was written."""
+    if kind is None:
         lines, prefix = spec.wiring, ("wiring",)
     else:
         lines = spec.kinds[kind].wiring
@@ -127,13 +127,15 @@ def _located_wiring(spec: ModelSpec, kind: str) -> tuple[tuple[str, ...], list[s
     return lines, [spec.sources.get((*prefix, n), spec.name) for n in range(len(lines))]
 
 
-def _callees(spec: ModelSpec, kind: str, registry: BlockRegistry) -> dict[str, Callee]:
-    """The blocks that the equations of a kind ("" for the model) may call."""
+def _callees(spec: ModelSpec, kind: str | None, registry: BlockRegistry) -> dict[str, Callee]:
+    """The blocks that the equations of a kind (None: of the model) may call."""
     places: list[tuple[str, ...]] = [()]
-    if kind:
+    entries = spec.blocks
+    if kind is not None:
         places = [("layers", "variants", kind, "blocks"), ("layers", "blocks")]
+        entries = spec.kinds[kind].blocks
     callees = {}
-    for name, entry in (spec.kinds[kind].blocks if kind else spec.blocks).items():
+    for name, entry in entries.items():
         written = (spec.sources.get((*place, name)) for place in places)
         cls = registry.block_class(entry.block)
         callees[name] = Callee(

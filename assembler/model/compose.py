@@ -72,7 +72,9 @@ def load_spec(
         path = tuple(map(str, key))
         if any(path[: len(keys)] == keys for keys in by_command):
             return "command line"
-        return where_set(files, key)
+        place = where_set(files, key)
+        within = path and any(keys[: len(path)] == path for keys in by_command)
+        return f"{place} (changed on the command line)" if within else place
 
     register_resolvers()
     data = _inherited(files)

@@ -104,6 +104,7 @@ def shortened(text: str) -> str:
 def describe(node: ast.AST) -> str:
     """What a person would call this syntax, for messages that refuse it."""
     names = {
+        ast.BinOp: "this operator",
         ast.BoolOp: "and / or",
         ast.Call: "a call of something else than a name",
         ast.Compare: "a comparison",
@@ -116,6 +117,7 @@ def describe(node: ast.AST) -> str:
         ast.Set: "a set ('{...}')",
         ast.SetComp: "a comprehension",
         ast.Tuple: "a tuple",
+        ast.UnaryOp: "this operator",
         ast.Attribute: "attribute access ('.')",
         ast.Subscript: "indexing ('[...]')",
         ast.Lambda: "lambda",
