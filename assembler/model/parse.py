@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from assembler.errors import SpecError, did_you_mean
 from assembler.model import expressions
+from assembler.model.assumptions import broken_assumptions
 from assembler.model.config_fields import ConfigFields, missing_fields
 from assembler.model.field_errors import (
     KeyPath,
@@ -88,6 +89,8 @@ def parse_spec(
     parser.raise_findings()
 
     document = _document({k: data[k] for k in data if k in ModelDocument.model_fields}, parser)
+    for field, problem in broken_assumptions(document.assumes, fields):
+        parser.report(("assumes", field), problem)
     _check_names(document, entries, parser)
     blocks = {
         name: parser.block(entry, lambda key, name=name: (name, *key), set(entries) - {name})

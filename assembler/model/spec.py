@@ -10,14 +10,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    WithJsonSchema,
+)
 
 from assembler.model.registry import BlockSpec
 
 MOST_LAYERS = 100_000  # more is a slip of the keyboard, and would fill the memory
 Equations = tuple[str, ...]
-# One name or a list of names.
-Names = Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
+# One text or a list of them.
+Texts = Annotated[
+    tuple[str, ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    WithJsonSchema({"type": ["string", "array"], "items": {"type": "string"}}),
+]
 
 
 class _Document(BaseModel):
@@ -27,13 +38,13 @@ class _Document(BaseModel):
 class MatchesDocument(_Document):
     """Which checkpoints a conf is for; not inherited."""
 
-    architectures: Names | None = Field(
+    architectures: Texts | None = Field(
         None, description="class names in config.json's `architectures`"
     )
-    model_type: Names | None = Field(
+    model_type: Texts | None = Field(
         None, description="config.json's `model_type`, tried when no architecture matches"
     )
-    config_class: Names | None = Field(
+    config_class: Texts | None = Field(
         None, description="class name in config.json's `auto_map.AutoConfig`, tried last"
     )
 
@@ -55,7 +66,7 @@ class LayersDocument(_Document):
     streams: tuple[str, ...] = Field(
         ("x",), min_length=1, description="tensors that live from layer to layer"
     )
-    kinds: Names | None = Field(
+    kinds: Texts | None = Field(
         None,
         description="the kind of each layer: a list (the first `count` entries are used), or an "
         "expression in the layer index `i` such as: full if i % 2 else sliding",
@@ -77,6 +88,10 @@ class ModelDocument(_Document):
         None, description="used when none is named: a folder, a .gguf file, a Hub id or pypi:..."
     )
     weight_map: str = Field(description="name of the YAML in weight_maps/, or a path to one")
+    assumes: dict[str, Any] = Field(
+        default_factory=dict,
+        description="config.json fields of which only this value (or none) is covered",
+    )
     hidden_size: PositiveInt = Field(description="width of the residual stream")
     vocab_size: PositiveInt = Field(description="rows of the token embedding")
     max_length: PositiveInt | None = Field(

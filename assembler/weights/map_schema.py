@@ -74,7 +74,10 @@ def weight_map_schema() -> dict[str, Any]:
             "rule": _rule(RULE_KEYS, {"anyOf": [_NAME, _list_of("source")]}),
             "scope": {
                 "type": "object",
-                "properties": {"from": {**_NAME, "description": "Joined before every source."}},
+                "properties": {
+                    **dict.fromkeys(RULE_KEYS, False),  # a rule's options are no targets
+                    "from": {**_NAME, "description": "Joined before every source."},
+                },
                 "additionalProperties": {
                     "anyOf": [
                         _NAME,
