@@ -44,6 +44,7 @@ class Assembly:
     index: CheckpointIndex | None  # None when only a config was given (random weights)
     weight_map: WeightMap | None
     plan: LoadPlan | None
+    hub_map: str | Path = ""  # the map that the conf names, for checkpoints as the Hub has them
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,12 @@ def assemble(
     model = build_model(spec, tp, rewrites=rewrites)
     if source.index is None or not weights:
         return Assembly(spec, model, source.path, source.config, source.index, None, None)
-    weight_map = _weight_map(spec, source, conf, roots)
+    hub_map = _hub_map(spec, conf, roots)
+    weight_map = load_weight_map(source.format_map or hub_map, roots)
     plan = plan_load(weight_map, model, source.index, cut=_cut(overrides))
-    return Assembly(spec, model, source.path, source.config, source.index, weight_map, plan)
+    return Assembly(
+        spec, model, source.path, source.config, source.index, weight_map, plan, hub_map
+    )
 
 
 def _cut(overrides: Sequence[str]) -> str | None:
@@ -226,16 +230,12 @@ def _config_alone(path: Path) -> Mapping[str, Any] | None:
     return config
 
 
-def _weight_map(
-    spec: ModelSpec, source: _Source, conf: str | Path, roots: Sequence[Path]
-) -> WeightMap:
-    """The map for this checkpoint: its format's own, or the one the spec names."""
-    if source.format_map is not None:
-        return load_weight_map(source.format_map, roots)
+def _hub_map(spec: ModelSpec, conf: str | Path, roots: Sequence[Path]) -> str | Path:
+    """The name or path of the map that the spec names."""
     name: str | Path = spec.weight_map
     if str(name).startswith(("./", "../")):
         file, _ = open_conf(conf, roots)
         name = file.path.parent / name
     if not name:
         raise SpecError(f"{spec.name}: weight_map is empty")
-    return load_weight_map(name, roots)
+    return name

@@ -63,7 +63,7 @@ def execute_plan(
         for _, pieces in groupby(plan.pieces, key=lambda piece: piece.source):
             _load_tensor(list(pieces), parameters, index, progress)
         for tie in plan.ties:
-            _check_tie(tie, index)
+            check_tie(tie, index)
     except BaseException:
         materialize(model, "meta", torch.get_default_dtype())
         raise
@@ -97,7 +97,8 @@ def _load_tensor(
         progress(info.nbytes)
 
 
-def _check_tie(tie: TieCheck, index: CheckpointIndex) -> None:
+def check_tie(tie: TieCheck, index: CheckpointIndex) -> None:
+    """Read a tied parameter's tensor; CheckpointError if it is not the one it is tied to."""
     if not torch.equal(index.read(tie.source), index.read(tie.twin)):
         raise CheckpointError(
             f"{tie.info.file}: the config ties {tie.target} to {tie.tied_to}, but tensor "

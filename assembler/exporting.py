@@ -1,0 +1,191 @@
+"""From an assembled model back to a folder of the Hugging Face hub, the inverse of `loading`.
+
+`export_checkpoint` streams: it reads, rearranges and writes one parameter at a time and never holds
+the model. `export_model` writes modules that are loaded already, with the values they have by now.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from assembler.errors import CheckpointError, OptionError, WeightMapError
+from assembler.export_files import copy_files, write_config, write_gguf_files
+from assembler.loading import Assembly
+from assembler.output_folder import check_free, output_folder
+from assembler.weights.execute import check_tie
+from assembler.weights.export_execute import (
+    CheckpointParameters,
+    LoadedParameters,
+    ParameterSource,
+    execute_export,
+)
+from assembler.weights.export_plan import ExportPlan, export_plan
+from assembler.weights.tensor_data import TORCH_DTYPES
+from assembler.weights.weight_map import WeightMap, load_weight_map
+
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """How a folder is written, whatever is written."""
+
+    out: Path  # appears when all is in it
+    dtype: torch.dtype | None = None  # of the tensors; None keeps theirs
+    max_shard_size: int = 5 * 10**9  # bytes of one weight file, as transformers has it
+    overwrite: bool = False  # replace a model that is at `out`
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote."""
+
+    plan: ExportPlan
+    weight_files: int
+    left_out: tuple[str, ...] = ()  # tensors of the checkpoint that were not written, with reasons
+
+
+def export_checkpoint(
+    assembly: Assembly,
+    settings: ExportSettings,
+    weight_map: WeightMap | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Exported:
+    """Write a checkpoint as a folder of the Hub, without loading it as a whole.
+
+    Through the map it was read with, every tensor comes out bit for bit, and the tensors that the
+    map ignores are copied. Through another, those that map names are written and nothing else.
+
+    Args:
+        assembly: of `assemble(checkpoint)`.
+        settings: where and how. `dtype=None` means the checkpoint's own types, the widest of them
+            where the map is another (float32 for GGUF files).
+        weight_map: the map to write with; None is the one that the conf names.
+        progress: called with (bytes written, bytes in all).
+
+    Raises:
+        AssemblerError: the checkpoint does not load, the map cannot write it back, `out` is taken
+            or there is no room. Nothing is left behind.
+    """
+    load, index = assembly.plan, assembly.index
+    assert load is not None and index is not None, "assemble the model with its weights"
+    _check_out(settings, assembly.path)
+    load.raise_for_findings()
+    weight_map = weight_map or load_weight_map(assembly.hub_map)
+    if weight_map.config is not None:
+        raise WeightMapError(
+            f"the weight map '{weight_map.name}' is for the names of GGUF files; an export writes "
+            f"safetensors: choose another, such as '{assembly.hub_map}'"
+        )
+    if weight_map.files == assembly.weight_map.files:
+        plan = export_plan(weight_map, assembly.model, load.prefix, like=index)
+        plan = plan.with_copies(item.info for item in load.ignored)
+        left_out = tuple(f"{t.source}: tied to {t.tied_to}" for t in load.ties)
+    else:
+        dtypes = (TORCH_DTYPES.get(p.info.dtype, torch.float32) for p in load.pieces)
+        plan = export_plan(weight_map, assembly.model)
+        plan = plan.with_dtype(reduce(torch.promote_types, dtypes))
+        left_out = tuple(f"{item.info.name}: {item.reason}" for item in load.ignored)
+    for tie in load.ties:
+        check_tie(tie, index)
+    source = CheckpointParameters(load, index)
+    plan, files = _write(assembly, settings, plan, source, progress)
+    index.close()
+    return Exported(plan, files, left_out)
+
+
+def export_model(
+    assembly: Assembly, models_by_rank: Sequence[nn.Module], settings: ExportSettings
+) -> Exported:
+    """Write loaded modules through the map that the conf names.
+
+    Args:
+        assembly: what the modules were made with; gives the map, the config and the tokenizer.
+        models_by_rank: the module of each tensor-parallel rank, in order; one where there is one.
+        settings: where and how. `dtype=None` means the parameters' own types.
+
+    Raises:
+        AssemblerError: as `export_checkpoint`.
+    """
+    size = models_by_rank[0].tp.size
+    assert len(models_by_rank) == size, f"{len(models_by_rank)} modules for {size} ranks"
+    _check_out(settings, assembly.path)
+    plan = export_plan(load_weight_map(assembly.hub_map), models_by_rank[0])
+    plan, files = _write(assembly, settings, plan, LoadedParameters(models_by_rank), None)
+    return Exported(plan, files)
+
+
+def _check_out(settings: ExportSettings, checkpoint: Path) -> None:
+    """Refuse what cannot work before anything is read."""
+    check_free(settings.out, overwrite=settings.overwrite)
+    if settings.out.exists() and settings.out.samefile(
+        checkpoint if checkpoint.is_dir() else checkpoint.parent
+    ):
+        raise OptionError(f"out={settings.out}: is where the checkpoint is; choose another folder")
+
+
+def _write(
+    assembly: Assembly,
+    settings: ExportSettings,
+    plan: ExportPlan,
+    source: ParameterSource,
+    progress: Progress | None,
+) -> tuple[ExportPlan, int]:
+    """Write the folder; the plan as carried out, and the number of weight files."""
+    if settings.dtype is not None:
+        plan = plan.with_dtype(settings.dtype)
+    plan.raise_for_findings()
+    done = 0
+
+    def count(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        if progress is not None:
+            progress(done, plan.nbytes)
+
+    with output_folder(settings.out, overwrite=settings.overwrite) as folder:
+        _check_room(folder, plan.nbytes)
+        try:
+            files = execute_export(
+                plan, source, folder, max_shard_size=settings.max_shard_size, progress=count
+            )
+            _write_beside(assembly, plan, settings.dtype, folder)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise CheckpointError(f"{settings.out}: cannot be written: {reason}") from error
+    return plan, sum(file.suffix == ".safetensors" for file in files)
+
+
+def _check_room(folder: Path, nbytes: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < nbytes:
+        raise CheckpointError(
+            f"{folder.parent}: the export takes {nbytes:,} bytes and the disk has {free:,} free"
+        )
+
+
+def _write_beside(
+    assembly: Assembly, plan: ExportPlan, dtype: torch.dtype | None, folder: Path
+) -> None:
+    """Write config, tokenizer and what else stands beside the weights."""
+    if assembly.index is not None and assembly.index.format == "gguf":
+        name = _name(dtype or reduce(torch.promote_types, (t.dtype for t in plan.tensors)))
+        write_gguf_files(assembly.index.metadata, assembly.config, folder, name)
+        return
+    path = assembly.path
+    own = path if path.is_dir() else path.parent
+    copy_files(own, folder, assembly.config)
+    if assembly.config:
+        write_config(assembly.config, folder, None if dtype is None else _name(dtype))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
