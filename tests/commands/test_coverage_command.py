@@ -1,0 +1,127 @@
+"""`python -m assembler.coverage`: what fits, what does not, and what cannot be checked."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from command_runs import Run, refused
+from damaged_checkpoints import FINDINGS, UNREADABLE, cut
+from safetensors.torch import load_file
+from tiny_llama import (
+    change_config,
+    change_tensors,
+)
+
+from assembler import coverage, generate
+
+COMPLETE = "30/30 tensors, 100 % of bytes, 21/21 parameters"
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny/model.safetensors", "tiny.gguf"])
+def test_a_whole_checkpoint_is_covered(name: str, run: Run, tiny: Path, home: Path):
+    result = run(coverage, f"checkpoint={home / name}")
+    assert (result.status, result.err) == (0, "")
+    lines = result.out.splitlines()
+    assert lines[-1] == COMPLETE
+    assert any(re.search(r"layers\.\{0-2\}\.attn\.qkv .*\{?q.*k.*v", line) for line in lines)
+
+
+def test_coverage_as_json(run: Run, tiny: Path, copy: Path):
+    data = json.loads(run(coverage, f"checkpoint={tiny}", "format=json").out)
+    assert (data["complete"], data["summary"], data["tp_size"]) == (True, COMPLETE, 1)
+    file_bytes = sum(t.nbytes for t in load_file(tiny / "model.safetensors").values())
+    assert data["totals"]["nbytes"] == sum(row["nbytes"] for row in data["rows"]) == file_bytes
+    change_tensors(copy, lambda w: w.pop("model.norm.weight"))
+    result = run(coverage, f"checkpoint={copy}", "format=json", "tp=[1,3]")
+    assert (result.status, result.err) == (1, "")
+    data = json.loads(result.out)
+    assert [finding["kind"] for finding in data["1"]["findings"]] == ["missing"]
+    assert data["3"]["complete"] is False and "3 ranks cannot share" in data["3"]["refused"]
+
+
+def test_layers_left_out_are_named(run: Run, tiny: Path):
+    result = run(coverage, f"checkpoint={tiny}", "conf.layers.count=1")
+    assert result.status == 0
+    text = " ".join(result.out.split())
+    assert re.search(
+        r"ignored: model\.layers\.\{1-2\}.* conf\.layers\.count=1 leaves these lay", text
+    )
+    assert result.out.splitlines()[-1] == "30/30 tensors, 100 % of bytes, 9/9 parameters"
+
+
+def test_sizes_of_tensor_parallel_groups(run: Run, tiny: Path):
+    result = run(coverage, f"checkpoint={tiny}", "tp=[1,2,4]")
+    assert result.status == 0 and result.out.count(COMPLETE) == 3
+    assert re.search(r"rank 0 of 4$", result.out, re.M) and "tp=4" in result.out
+    result = run(coverage, f"checkpoint={tiny}", "tp=3")
+    assert (result.status, result.err) == (1, "")
+    assert re.match(r"tp=3 cannot work: .*260 rows, which 3 ranks cannot share", result.out)
+    for wrong in ("tp=0", "tp=two", "tp=[]", "tp=[1,x]", "tp=true"):
+        refused(run(coverage, f"checkpoint={tiny}", wrong), r"tp=.*a number of ranks, or a list")
+    # What is wrong whatever the size is no answer about sizes.
+    refused(run(coverage, f"checkpoint={tiny}", "tp=2", "conf=lama"), "no conf named 'lama'")
+
+
+@pytest.mark.parametrize("case", FINDINGS)
+def test_a_checkpoint_that_does_not_fit(case: str, run: Run, copy: Path):
+    damage, message, summary = FINDINGS[case]
+    damage(copy)
+    result = run(coverage, f"checkpoint={copy}")
+    assert (result.status, result.err) == (1, "")
+    assert re.search(message, " ".join(result.out.split())), result.out
+    last = result.out.splitlines()[-1]
+    assert last == summary if summary else re.search(r": \d+ findings?$", last)
+    # The same words end an attempt to generate.
+    result = run(generate, f"checkpoint={copy}", "prompt=x")
+    refused(result, r"does not fit the model \(weight map 'llama'\): \d+ findings?\n")
+    assert re.search(message, " ".join(result.err.split())), result.err
+
+
+def test_a_truncated_gguf(run: Run, tiny: Path, home: Path, tmp_path: Path):
+    file = Path(shutil.copy(home / "tiny.gguf", tmp_path))
+    size = file.stat().st_size
+    cut(file, size - 100)
+    result = run(coverage, f"checkpoint={file}")
+    assert result.status == 1
+    assert re.search(r"truncated: tiny\.gguf: the header describes", " ".join(result.out.split()))
+    refused(run(generate, f"checkpoint={file}", "prompt=x"), r"truncated: tiny\.gguf: the header")
+    cut(file, 1000)
+    for command in (coverage, generate):
+        arguments = ["prompt=x"] * (command is generate)
+        refused(run(command, f"checkpoint={file}", *arguments), r"tiny\.gguf: .*ends")
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_where_nothing_can_be_checked(case: str, run: Run, copy: Path):
+    damage, message = UNREADABLE[case]
+    damage(copy)
+    refused(run(coverage, f"checkpoint={copy}"), message)
+    refused(run(generate, f"checkpoint={copy}", "prompt=x"), message)
+
+
+def test_what_only_generating_can_find(run: Run, copy: Path):
+    (copy / "tokenizer.json").unlink()
+    assert run(coverage, f"checkpoint={copy}").status == 0
+    refused(run(generate, f"checkpoint={copy}", "prompt=x"), r"copy: no tokenizer\.json \(found ")
+    change_config(copy, tie_word_embeddings=True)
+    assert run(coverage, f"checkpoint={copy}").status == 0
+    refused(run(generate, f"checkpoint={copy}", "prompt=x"), r"tokenizer|lm_head")
+
+
+def test_weights_that_are_not_numbers(run: Run, copy: Path):
+    change_tensors(copy, lambda w: w["model.norm.weight"].fill_(float("nan")))
+    result = run(generate, f"checkpoint={copy}", "prompt=x")
+    assert (result.status, result.out) == (2, "\n")
+    first, second = result.err.splitlines()
+    assert first.endswith("0 generated tokens, no token generated, ended by 1 abort")
+    assert second.startswith("error: ") and "not numbers (NaN or infinite)" in second
+
+
+def test_wrong_options_of_coverage(run: Run):
+    refused(run(coverage, "chekpoint=x"), r"unknown option 'chekpoint'\. Did you mean 'checkpoint'")
+    refused(run(coverage, "format=xml"), r"format='xml': input should be 'table' or 'json'")
+    refused(run(coverage), r"which model\? Pass checkpoint=FOLDER")
