@@ -69,7 +69,7 @@ def test_shipped_files_name_their_schema(name: str, path: Path) -> None:
 
 def _fields(data: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """The paths of all keys whose names the schema knows, not chosen by the file."""
-    chosen = {(), ("layers", "blocks"), ("layers", "variants")}
+    chosen = {(), ("assumes",), ("layers", "blocks"), ("layers", "variants")}
     for key, value in data.items() if isinstance(data, dict) else ():
         below_variant = path[:2] == ("layers", "variants") and path[3:] == ("blocks",)
         if path not in chosen and not below_variant:
