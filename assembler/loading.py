@@ -45,6 +45,7 @@ class Assembly:
     weight_map: WeightMap | None
     plan: LoadPlan | None
     hub_map: str | Path = ""  # the map that the conf names, for checkpoints as the Hub has them
+    roots: tuple[Path, ...] = ()  # the folders in which confs and maps were looked for
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,15 @@ def assemble(
     weight_map = load_weight_map(source.format_map or hub_map, roots)
     plan = plan_load(weight_map, model, source.index, cut=_cut(overrides))
     return Assembly(
-        spec, model, source.path, source.config, source.index, weight_map, plan, hub_map
+        spec=spec,
+        model=model,
+        path=source.path,
+        config=source.config,
+        index=source.index,
+        weight_map=weight_map,
+        plan=plan,
+        hub_map=hub_map,
+        roots=tuple(roots),
     )
 
 
@@ -122,7 +131,7 @@ def load_weights(
     model, plan = assembly.model, assembly.plan
     if plan is not None:
         plan.raise_for_findings()
-    materialize(model, device, dtype)
+    materialize(model, device, dtype, None if plan is None else plan.dtypes)
     if plan is None:
         dummy_load(model, seed)
     else:

@@ -10,7 +10,7 @@ use of them raises.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 
 import torch
@@ -19,23 +19,32 @@ from torch import nn
 from assembler.errors import CheckpointError
 from assembler.weights.index import CheckpointIndex
 from assembler.weights.ops import apply_ops
-from assembler.weights.plan import LoadPlan, Piece, TieCheck
+from assembler.weights.plan import LoadPlan, Piece, Span, TieCheck
 
 Progress = Callable[[int], object]
 
 
-def materialize(model: nn.Module, device: torch.device | str, dtype: torch.dtype) -> None:
+def materialize(
+    model: nn.Module,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    dtypes: Mapping[str, str] | None = None,
+) -> None:
     """Give every parameter uninitialised memory on `device`; those of floating point get `dtype`.
+
+    `dtypes` (a plan's) names the parameters that keep a type of their own, e.g. {"x": "float32"}.
 
     Parameters that are one object stay one object.
     """
     made: dict[int, nn.Parameter] = {}
-    for module in model.modules():
+    own = {name: getattr(torch, word) for name, word in (dtypes or {}).items()}
+    for path, module in model.named_modules():
         for name, old in module._parameters.items():
             if old is None:
                 continue
             if id(old) not in made:
                 kind = dtype if old.is_floating_point() else old.dtype
+                kind = own.get(f"{path}.{name}" if path else name, kind)
                 memory = torch.empty(old.shape, dtype=kind, device=device)
                 made[id(old)] = nn.Parameter(memory, requires_grad=old.requires_grad)
             module._parameters[name] = made[id(old)]
@@ -62,6 +71,9 @@ def execute_plan(
         parameters = dict(model.named_parameters(remove_duplicate=False))
         for _, pieces in groupby(plan.pieces, key=lambda piece: piece.source):
             _load_tensor(list(pieces), parameters, index, progress)
+        for constant in plan.constants:
+            place = _slice(parameters[constant.target], constant.target_slice)
+            place.fill_(constant.value)
         for tie in plan.ties:
             check_tie(tie, index)
     except BaseException:
@@ -80,9 +92,7 @@ def _load_tensor(
     try:
         tensor = index.read(info.name)
         for piece in pieces:
-            place: torch.Tensor = parameters[piece.target]
-            for span in piece.target_slice:
-                place = place.narrow(span.dim, span.start, span.stop - span.start)
+            place = _slice(parameters[piece.target], piece.target_slice)
             value = apply_ops(piece.ops, tensor)
             assert not place.is_meta, "materialize the model before loading it"
             assert value.shape == place.shape, (piece, value.shape, place.shape)
@@ -95,6 +105,12 @@ def _load_tensor(
         ) from error
     if progress is not None:
         progress(info.nbytes)
+
+
+def _slice(parameter: torch.Tensor, spans: Sequence[Span]) -> torch.Tensor:
+    for span in spans:
+        parameter = parameter.narrow(span.dim, span.start, span.stop - span.start)
+    return parameter
 
 
 def check_tie(tie: TieCheck, index: CheckpointIndex) -> None:

@@ -8,9 +8,8 @@ fill the model, and each of those copies is then taken backwards. A plan is pure
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from fractions import Fraction
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,17 +17,18 @@ from torch import nn
 
 from assembler.blocks.parallel import TensorParallel
 from assembler.errors import WeightMapError
+from assembler.weights.cuts import Span
 from assembler.weights.finding import Finding
-from assembler.weights.fold import fold_names, merge_names
 from assembler.weights.index import CheckpointIndex, TensorInfo
 from assembler.weights.issues import fold_issues
 from assembler.weights.ops import Op, Shape
-from assembler.weights.parameters import ModelParameters, read_parameters
+from assembler.weights.parameters import read_parameters
+from assembler.weights.pieces import Constant
 from assembler.weights.plan_rules import Matched, match_rules
-from assembler.weights.plan_sources import Resolution, SourceResolver
-from assembler.weights.recipes import Span
+from assembler.weights.plan_sources import SourceResolver
 from assembler.weights.tensor_data import TORCH_DTYPES
 from assembler.weights.weight_map import WeightMap
+from assembler.weights.write_back import Loss, RankPiece, find_losses, pieces_by_tensor
 
 FLOATS = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
 
@@ -51,26 +51,13 @@ class ExportTensor:
     shape: Shape
     dtype: torch.dtype
     pieces: tuple[ExportPiece, ...] = ()
-    copied: TensorInfo | None = None  # a tensor that the map ignores: the model knows nothing of it
+    keeps_dtype: bool = False  # by its rule, whatever the others are converted to
+    copied: TensorInfo | None = None  # a tensor that the map ignores: no parameter holds it
 
     @property
     def nbytes(self) -> int:
         """Bytes on disk."""
         return math.prod(self.shape) * self.dtype.itemsize
-
-
-@dataclass(frozen=True)
-class Loss:
-    """A rule whose tensors do not come out of the model bit for bit, and why."""
-
-    rule: str
-    tensors: str  # folded over layers
-    reason: str
-    where: str  # file:line of the rule
-    rounds: bool  # all the values are there, but for rounding: no reason not to write
-
-    def __str__(self) -> str:
-        return f"{self.rule} ({self.where}): {self.tensors}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -80,9 +67,9 @@ class ExportPlan:
     map_name: str
     size: int  # tensor-parallel ranks that the pieces come from
     tensors: tuple[ExportTensor, ...]
+    constants: tuple[tuple[int, Constant], ...] = ()  # (rank, what no tensor holds)
     losses: tuple[Loss, ...] = ()
     findings: tuple[Finding, ...] = ()
-    tied: tuple[str, ...] = field(default=())  # parameters that are not written a second time
 
     @property
     def nbytes(self) -> int:
@@ -90,9 +77,15 @@ class ExportPlan:
         return sum(tensor.nbytes for tensor in self.tensors)
 
     def with_dtype(self, dtype: torch.dtype) -> ExportPlan:
-        """The plan with every tensor converted to `dtype`, but for integers and 8-bit types."""
-        converted = (replace(t, dtype=dtype) if t.dtype in FLOATS else t for t in self.tensors)
-        return replace(self, tensors=tuple(converted))
+        """The plan with its tensors converted to `dtype`.
+
+        Integers, 8-bit types and what the map says to keep stay as they are.
+        """
+        tensors = (
+            replace(t, dtype=dtype) if t.dtype in FLOATS and not t.keeps_dtype else t
+            for t in self.tensors
+        )
+        return replace(self, tensors=tuple(tensors))
 
     def with_copies(self, infos: Iterable[TensorInfo]) -> ExportPlan:
         """The plan with more tensors, taken as they are from the checkpoint that was read."""
@@ -132,87 +125,48 @@ def export_plan(
     prefix = weight_map.prefixes[0] if prefix is None else prefix
     parameters = read_parameters(model)
     size = parameters.tp.size
-    matched = [
-        match_rules(weight_map, replace(parameters, tp=TensorParallel(rank, size)))
-        for rank in range(size)
-    ]
-    index = like or _index_to_write(matched[0], parameters, model, prefix)
-    resolutions = [
-        SourceResolver(index, prefix, parameters.untied_heads).resolve(each.recipes)
+    ranks = [replace(parameters, tp=TensorParallel(rank, size)) for rank in range(size)]
+    matched = [match_rules(weight_map, rank) for rank in ranks]
+    index = like or _index_to_write(matched[0], model, prefix)
+    resolved = [
+        SourceResolver(index, prefix, parameters.untied_heads).resolve(each.ways)
         for each in matched
     ]
-    issues = [*matched[0].issues, *resolutions[0].issues]
+    by_tensor = pieces_by_tensor([resolution.pieces for resolution in resolved])
     order = {name: n for n, name in enumerate(parameters.slots)}
-    pieces = sorted(_pieces(resolutions).items(), key=lambda item: order[item[1][0].parameter])
-    tensors = [
-        ExportTensor(n, index.tensors[n].shape, TORCH_DTYPES[index.tensors[n].dtype], tuple(p))
-        for n, p in pieces
-    ]
+    in_order = sorted(by_tensor.items(), key=lambda item: order[item[1][0].piece.target])
+    constants = [(rank, c) for rank, each in enumerate(resolved) for c in each.constants]
+    issues = fold_issues([*matched[0].issues, *resolved[0].issues])
     return ExportPlan(
         map_name=weight_map.name,
         size=size,
-        tensors=tuple(tensors),
-        losses=tuple(_losses(tensors, matched[0])),
-        findings=tuple(issue.finding() for issue in fold_issues(issues)),
-        tied=tuple(slot.name for slot in parameters.slots.values() if slot.tied_to),
+        tensors=tuple(_tensor(index.tensors[n], group, matched[0]) for n, group in in_order),
+        constants=tuple(constants),
+        losses=find_losses(weight_map, by_tensor),
+        findings=tuple(issue.finding() for issue in issues),
     )
 
 
-def _index_to_write(
-    matched: Matched, parameters: ModelParameters, model: nn.Module, prefix: str
-) -> CheckpointIndex:
-    """A checkpoint that holds all the tensors the rules name, each as the model would read it."""
-    names = {dtype: name for name, dtype in reversed(TORCH_DTYPES.items())}
+def _index_to_write(matched: Matched, model: nn.Module, prefix: str) -> CheckpointIndex:
+    """A checkpoint that holds all the tensors that the first way of each rule names."""
+    names = {dtype: name for name, dtype in TORCH_DTYPES.items()}
     tensors: dict[str, TensorInfo] = {}
-    for target, recipes in matched.recipes.items():
-        if parameters.slots[target].tied_to is not None:
+    for target, ways in matched.ways.items():
+        if ways[0].slot.tied_to is not None:
             continue
-        dtype = names[model.get_parameter(target).dtype]
-        for recipe in recipes:
+        kept = matched.dtypes.get(target)
+        dtype = model.get_parameter(target).dtype if kept is None else getattr(torch, kept)
+        for recipe in ways[0].recipes:
             for name in (prefix + name for name in recipe.names):
-                tensors[name] = TensorInfo(name, recipe.shape, dtype, Path(), 0, 0)
+                tensors[name] = TensorInfo(name, recipe.shape, names[dtype], Path(), 0, 0)
     return CheckpointIndex(Path(), "safetensors", tensors, {}, {})
 
 
-def _pieces(resolutions: Sequence[Resolution]) -> Mapping[str, list[ExportPiece]]:
-    """Tensor -> its pieces. What several ranks hold alike is taken from the first of them."""
-    found: dict[str, dict[tuple, ExportPiece]] = {}
-    for rank, resolution in enumerate(resolutions):
-        for piece in resolution.pieces:
-            export = ExportPiece(rank, piece.target, piece.target_slice, piece.ops)
-            alike = (piece.target, piece.part, piece.ops)
-            found.setdefault(piece.source, {}).setdefault(alike, export)
-    return {name: list(pieces.values()) for name, pieces in found.items()}
-
-
-def _losses(tensors: Iterable[ExportTensor], matched: Matched) -> Iterable[Loss]:
-    """What cannot be undone, one entry a rule and reason."""
-    lost: dict[tuple[str, str, str, bool], list[str]] = {}
-    for tensor in tensors:
-        rule = matched.recipes[tensor.pieces[0].parameter][0].rule
-        for reason, rounds in _reasons(tensor):
-            lost.setdefault((str(rule), reason, rule.where, rounds), []).append(tensor.name)
-    for (rule, reason, where, rounds), names in lost.items():
-        folded = merge_names([fold.text for fold in fold_names(dict.fromkeys(names))])
-        yield Loss(rule, folded, reason, where, rounds)
-
-
-def _reasons(tensor: ExportTensor) -> Iterable[tuple[str, bool]]:
-    """Why `tensor` is not what its pieces give, and whether it is only rounding."""
-    for reason in dict.fromkeys(op.loss for piece in tensor.pieces for op in piece.ops):
-        if reason is not None:
-            yield f"loses {reason}", True
-    covered = sum(_share_read(piece.ops, tensor.shape) for piece in tensor.pieces)
-    if covered != 1:
-        yield f"the model holds {float(covered):.1%} of its values; the rest is not loaded", False
-
-
-def _share_read(ops: Sequence[Op], shape: Shape) -> Fraction:
-    """The share of a tensor's values that come through a chain: windows let part of it through."""
-    share = Fraction(1)
-    for op in ops:
-        after = op.shape(shape)
-        if op.inverse is None and math.prod(shape):
-            share *= Fraction(math.prod(after), math.prod(shape))
-        shape = after
-    return share
+def _tensor(info: TensorInfo, group: list[RankPiece], matched: Matched) -> ExportTensor:
+    """The tensor that `group` was to be read from, to be made of the same pieces."""
+    pieces = tuple(
+        ExportPiece(item.rank, item.piece.target, item.piece.target_slice, item.piece.ops)
+        for item in group
+    )
+    keeps = any(piece.parameter in matched.dtypes for piece in pieces)
+    return ExportTensor(info.name, info.shape, TORCH_DTYPES[info.dtype], pieces, keeps)

@@ -1,37 +1,83 @@
 """One rule of a weight map: which tensors on disk fill one module or parameter, and through what.
 
-A rule is written as a source name, a list of them (merged in the order of the target's parts), or a
-mapping with `from` and the options below. What can be wrong with a rule on its own is found here,
-when the map is read; what depends on the model is found by the planner.
+A rule is written as a source name, a list of them (merged in the order of the target's parts), or
+a mapping with `from` and options. `any` lists several such ways, of which the first that a
+checkpoint has is taken; `fill` is a way that needs no tensor. What can be wrong with a rule on its
+own is found here, when the map is read; what depends on the model is found by the planner.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 from assembler.blocks.parallel import ShardKind
-from assembler.errors import WeightMapError, did_you_mean
-from assembler.weights.ops import RopeOrder
+from assembler.errors import did_you_mean
+from assembler.weights.map_options import (
+    ITEM_READERS,
+    ParameterType,
+    RopeOption,
+    RuleText,
+    read_flag,
+    read_number,
+    read_type,
+    rule_error,
+)
+from assembler.weights.ops import Op
 from assembler.weights.pattern import Pattern, parse_pattern, parse_target
+from assembler.weights.rearrange import Rearrangement
 
-# The options of a rule. They act in this order, however they are written: transpose, then the
-# split into `parts` (`per` says how they interleave), then rope.
-RULE_KEYS = ("from", "parts", "per", "transpose", "rope", "optional")
-ITEM_KEYS = ("from", "parts", "per", "transpose", "rope")
-PER_WORDS = ("head", "kv_head")
+__all__ = ["ITEM_KEYS", "RULE_KEYS", "Rule", "RuleText", "Source", "parse_rule"]
+
+ITEM_KEYS = ("from", *ITEM_READERS)
+RULE_KEYS = (*ITEM_KEYS, "any", "fill", "dtype", "optional")
+SETTINGS = ("dtype", "optional")  # of the parameter, however it is filled
+
+# Options that cannot stand together in one source, and why.
+_CLASHES = (
+    ("transpose", "rearrange", "one pattern says it all"),
+    ("per", "split", "blocks of several parameters are not supported"),
+    ("per", "slice", "blocks have no rows to spare"),
+    ("unstack", "split", "a tensor is shared out in one way"),
+    ("unstack", "slice", "every row belongs to a parameter"),
+    ("split", "slice", "every row belongs to a parameter"),
+    ("unstack", "pad", "every row belongs to a parameter"),
+    ("split", "pad", "every row belongs to a parameter"),
+    ("rearrange", "slice", "the sizes come from the model"),
+    ("rearrange", "pad", "the sizes come from the model"),
+    ("parts", "slice", "it takes rows of an unfused tensor"),
+    ("parts", "pad", "it adds rows to an unfused tensor"),
+    ("rope", "slice", "heads have no rows to spare"),
+    ("rope", "pad", "heads have no rows to add"),
+)
 
 
 @dataclass(frozen=True)
 class Source:
-    """One tensor name on the right side of a rule and what is done to it."""
+    """One tensor name on the right side of a rule and what is done to it, in this order."""
 
     pattern: Pattern
-    parts: tuple[str, ...] = ()  # the target's parts it holds, in its own order; (): the next one
-    per: str | int | None = None  # blocks in which the parts repeat: "head", "kv_head", a count
+    unstack: str | None = None  # the wildcard of the target that picks one tensor of a stack
     transpose: bool = False
-    rope: RopeOrder | None = None
+    rearrange: Rearrangement | None = None
+    split: tuple[str, ...] = ()  # the targets that share the tensor's rows, in order
+    slice: int | None = None  # it may hold more rows; those from here on are taken
+    parts: tuple[str, ...] = ()  # the target's parts it holds, in its own order; (): the next one
+    per: str | int | None = None  # blocks in which the parts repeat: a word or a count
+    rope: RopeOption | None = None
+    pad: float | None = None  # it may hold fewer rows; the others get this value
+    values: tuple[Op, ...] = ()  # what is computed in the end
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing at all is done to the tensor."""
+        return self == Source(self.pattern)
+
+    @property
+    def any_rows(self) -> bool:
+        """Whether the number of rows on disk may differ from the parameter's."""
+        return self.slice is not None or self.pad is not None
 
 
 @dataclass(frozen=True)
@@ -39,131 +85,164 @@ class Rule:
     """Fills the module (all its leaves) or the one parameter that `target` names."""
 
     target: Pattern
-    sources: tuple[Source, ...]
+    sources: tuple[Source, ...]  # (): `fill` is its value
     optional: bool
     where: str  # file:line
     tp: ShardKind = "replicated"  # how the map says the target is split over ranks
     tp_where: str | None = None  # file:line of the `tp` entry, None if there is none
+    dtype: ParameterType | None = None  # kept whatever the model is loaded in
+    fill: float | None = None
+    alternatives: tuple[Rule, ...] = ()  # ways to fill it from other tensors, tried in order
+
+    @property
+    def ways(self) -> tuple[Rule, ...]:
+        """This way of filling the target, then the alternatives."""
+        return (self, *self.alternatives)
 
     def __str__(self) -> str:
-        return f"{self.target} ← {', '.join(str(s.pattern) for s in self.sources)}"
-
-
-@dataclass(frozen=True)
-class RuleText:
-    """A rule as it stands in the YAML, with the scopes around it already applied."""
-
-    target: str
-    value: Any  # None deletes an inherited rule
-    scope: str  # joined before every source name
-    where: str
+        value = "" if self.fill is None else f"{self.fill:g}"
+        return f"{self.target} ← {', '.join(str(s.pattern) for s in self.sources) or value}"
 
 
 def parse_rule(text: RuleText) -> Rule:
     """Turn the YAML of one rule into a `Rule`.
 
     Raises WeightMapError (with file and line) for unknown options, option values that make no
-    sense, and wildcards that cannot work.
+    sense, options that do not go together, and wildcards that cannot work.
     """
     target = parse_target(text.target, text.where)
     options = text.value if isinstance(text.value, dict) else {"from": text.value}
     _check_keys(options, RULE_KEYS, text)
-    names = options.get("from")
+    dtype = read_type(options["dtype"], "dtype", text) if "dtype" in options else None
+    optional = read_flag(options.get("optional", False), "optional", text)
+    way = {key: value for key, value in options.items() if key not in SETTINGS}
+    written = [way]
+    if "any" in way:
+        _check_alone(way, "any", text)
+        written = way["any"]
+        if not isinstance(written, list) or len(written) < 2:
+            raise rule_error(text, f"'any' is a list of two ways or more, not {written!r}")
+    rules = [_parse_way(target, item, text, optional, dtype) for item in written]
+    for rule in rules[:-1]:
+        if rule.fill is not None:
+            raise rule_error(text, "'fill' always applies: what follows it in 'any' never would")
+    return Rule(
+        target,
+        rules[0].sources,
+        optional,
+        text.where,
+        dtype=dtype,
+        fill=rules[0].fill,
+        alternatives=tuple(rules[1:]),
+    )
+
+
+def _parse_way(
+    target: Pattern, value: Any, text: RuleText, optional: bool, dtype: ParameterType | None
+) -> Rule:
+    """One way to fill the target."""
+    options = value if isinstance(value, dict) else {"from": value}
+    _check_keys(options, (*ITEM_KEYS, "fill"), text)
+    if "fill" in options:
+        _check_alone(options, "fill", text)
+        number = read_number(options["fill"], "fill", text)
+        return Rule(target, (), optional, text.where, dtype=dtype, fill=number)
+    if "from" not in options:
+        raise rule_error(text, "has options but no 'from' that names the source")
+    names = options["from"]
     items = names if isinstance(names, list) else [names]
     if not items:
-        raise _error(text, "an empty list names no source")
-    if len(items) > 1 and options.get("parts") is not None:
-        raise _error(text, "'parts' splits one source; a list of sources is merged already")
-    shared = {key: value for key, value in options.items() if key in ITEM_KEYS and key != "from"}
+        raise rule_error(text, "an empty list names no source")
+    for key in ("parts", "split"):
+        if len(items) > 1 and options.get(key) is not None:
+            raise rule_error(
+                text, f"'{key}' splits one source; a list of sources is merged already"
+            )
+    shared = {key: value for key, value in options.items() if key != "from"}
     sources = tuple(_parse_source(item, shared, text) for item in items)
     _check_wildcards(target, sources, text)
-    optional = _flag(options.get("optional", False), "optional", text)
-    return Rule(target, sources, optional, text.where)
+    return Rule(target, sources, optional, text.where, dtype=dtype)
 
 
 def _parse_source(item: Any, shared: Mapping[str, Any], text: RuleText) -> Source:
     options = {**shared, **item} if isinstance(item, dict) else {**shared, "from": item}
     _check_keys(options, ITEM_KEYS, text)
-    name = options.get("from")
+    name = options.pop("from", None)
     if not isinstance(name, str) or not name:
-        raise _error(text, f"a source is a tensor or module name, not {name!r}")
-    source = Source(
-        pattern=parse_pattern(f"{text.scope}.{name}" if text.scope else name, text.where),
-        parts=_parts(options.get("parts"), text),
-        per=_per(options.get("per"), text),
-        transpose=_flag(options.get("transpose", False), "transpose", text),
-        rope=_rope(options.get("rope"), text),
-    )
-    if source.per is not None and len(source.parts) < 2:
-        raise _error(text, "'per' says how several 'parts' interleave: give 'parts' too")
-    if source.rope is not None and len(source.parts) > 1:
-        raise _error(text, "'rope' reorders the heads of one part: it cannot go with 'parts'")
+        raise rule_error(text, f"a source is a tensor or module name, not {name!r}")
+    pattern = parse_pattern(f"{text.scope}.{name}" if text.scope else name, text.where)
+    read = {key: ITEM_READERS[key](value, key, text) for key, value in options.items()}
+    values = tuple(op for key in ("affine", "negative_exp") if (op := read.pop(key, None)))
+    source = Source(pattern, values=values, **read)
+    _check_options(source, {key for key, value in read.items() if value not in (False, None)}, text)
     return source
 
 
-def _parts(value: Any, text: RuleText) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    if not isinstance(value, list) or not value or not all(isinstance(p, str) for p in value):
-        raise _error(text, f"'parts' is a list of part names such as [q, k, v], not {value!r}")
-    if len(set(value)) < len(value):
-        raise _error(text, f"'parts' names one part twice: {value}")
-    return tuple(value)
-
-
-def _per(value: Any, text: RuleText) -> str | int | None:
-    if value is None or value in PER_WORDS:
-        return value
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-        return value
-    hint = did_you_mean(str(value), PER_WORDS)
-    words = ", ".join(PER_WORDS)
-    raise _error(text, f"'per' is {words} or a number of blocks, not {value!r}.{hint}")
-
-
-def _rope(value: Any, text: RuleText) -> RopeOrder | None:
-    known = get_args(RopeOrder)
-    if value is None or value in known:
-        return value
-    hint = did_you_mean(str(value), known)
-    raise _error(text, f"'rope' is {' or '.join(known)}, not {value!r}.{hint}")
-
-
-def _flag(value: Any, key: str, text: RuleText) -> bool:
-    if not isinstance(value, bool):
-        raise _error(text, f"'{key}' is true or false, not {value!r}")
-    return value
+def _check_options(source: Source, given: set[str], text: RuleText) -> None:
+    for one, other, why in _CLASHES:
+        if {one, other} <= given:
+            raise rule_error(text, f"'{one}' and '{other}' do not go together: {why}")
+    if source.per is not None and len(source.parts) < 2:
+        raise rule_error(text, "'per' says how several 'parts' interleave: give 'parts' too")
+    rope = source.rope
+    if rope is not None and len(source.parts) > 1 and not rope.parts:
+        raise rule_error(
+            text,
+            "'rope' reorders the heads of one part: say of which, "
+            f"rope: {{order: {rope.order}, parts: [{', '.join(source.parts[:2])}]}}",
+        )
+    for part in rope.parts if rope else ():
+        if part not in source.parts:
+            hint = did_you_mean(part, source.parts)
+            raise rule_error(text, f"'rope' names '{part}', which is not in 'parts'.{hint}")
 
 
 def _check_keys(options: Mapping[str, Any], known: tuple[str, ...], text: RuleText) -> None:
     for key in options:
         if key not in known:
             rest = f"the options here are {', '.join(known)}"
-            raise _error(text, f"unknown option '{key}'; {rest}.{did_you_mean(key, known)}")
-    if "from" not in options:
-        raise _error(text, "has options but no 'from' that names the source")
+            raise rule_error(text, f"unknown option '{key}'; {rest}.{did_you_mean(key, known)}")
+
+
+def _check_alone(options: Mapping[str, Any], key: str, text: RuleText) -> None:
+    others = [other for other in options if other != key]
+    if others:
+        inside = " Put them into its entries." if key == "any" else " A way without is `any`."
+        raise rule_error(
+            text, f"'{key}' cannot stand beside {', '.join(map(repr, others))}.{inside}"
+        )
 
 
 def _check_wildcards(target: Pattern, sources: tuple[Source, ...], text: RuleText) -> None:
     for source in sources:
+        names = source.pattern.names
+        if source.unstack is not None and source.unstack not in target.names:
+            hint = did_you_mean(source.unstack, target.names)
+            raise rule_error(
+                text, f"'unstack' names {{{source.unstack}}}, which the left lacks.{hint}"
+            )
+        if source.unstack in names:
+            raise rule_error(
+                text, f"{{{source.unstack}}} is unstacked, so '{source.pattern}' has none"
+            )
         for name in target.names:
-            if name not in source.pattern.names:
-                raise _error(
+            if name not in names and name != source.unstack:
+                raise rule_error(
                     text,
                     f"{{{name}}} stands on the left but not in '{source.pattern}', so one tensor "
-                    f"would fill the target of every {name}",
+                    f"would fill the target of every {name}. `unstack: {name}` shares it out.",
                 )
-        free = [name for name in source.pattern.names if name not in target.names]
+        free = [name for name in names if name not in target.names]
         if len(free) > 1:
             both = ", ".join(f"{{{name}}}" for name in free)
-            raise _error(
+            raise rule_error(
                 text, f"{both} stand only on the right of '{source.pattern}': one wildcard stacks"
+            )
+        if free and (source.split or source.any_rows):
+            raise rule_error(
+                text, "tensors that are stacked are taken whole: no split, slice or pad"
             )
     forms = [source.pattern.text for source in sources]
     for form in forms:
         if forms.count(form) > 1:
-            raise _error(text, f"'{form}' is named twice")
-
-
-def _error(text: RuleText, message: str) -> WeightMapError:
-    return WeightMapError(f"{text.where}: {text.target}: {message}")
+            raise rule_error(text, f"'{form}' is named twice")

@@ -5,28 +5,88 @@ from __future__ import annotations
 from typing import Any, get_args
 
 from assembler.weights.gguf_config import FIELD_FORMS
-from assembler.weights.map_rules import ITEM_KEYS, PER_WORDS, RULE_KEYS
+from assembler.weights.map_options import PER_WORDS, ROPE_ENDS, ParameterType
+from assembler.weights.map_rules import ITEM_KEYS, RULE_KEYS, SETTINGS
 from assembler.weights.ops import RopeOrder
 from assembler.weights.weight_map import MAP_KEYS, SPLIT_KINDS
+
+
+def _object(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": required,
+        "additionalProperties": False,
+    }
+
 
 _NAME = {"type": "string", "minLength": 1}
 _NAMES = {"type": "array", "items": _NAME, "minItems": 1}
 
+_COUNT = {"type": "integer", "minimum": 1}
+_PART_NAMES = {**_NAMES, "uniqueItems": True}
+
+_ROPE_SETTINGS: dict[str, dict[str, Any]] = {
+    "order": {
+        "enum": list(get_args(RopeOrder)),
+        "description": "From the layout on disk to the model's.",
+    },
+    "parts": {**_PART_NAMES, "description": "Which of `parts` it concerns; default: all."},
+    "heads": {**_COUNT, "description": "Heads in the tensor; default: as the model says."},
+    "dims": {**_COUNT, "description": "Rows of a head that rotate (partial rotary embeddings)."},
+    "partial": {
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "maximum": 1,
+        "description": "The share of a head that rotates, instead of `dims`.",
+    },
+    "at": {"enum": list(ROPE_ENDS), "description": "Where in a head the rotating rows stand."},
+}
+
 _OPTIONS: dict[str, dict[str, Any]] = {
     "from": {"description": "The tensor or module on disk; a list is merged in order."},
     "parts": {
-        **_NAMES,
-        "uniqueItems": True,
+        **_PART_NAMES,
         "description": "The target's parts that this one source holds, in its own order.",
     },
     "per": {
-        "anyOf": [{"enum": list(PER_WORDS)}, {"type": "integer", "minimum": 1}],
-        "description": "The parts repeat in blocks: one a head, one a kv head, or so many.",
+        "anyOf": [{"enum": list(PER_WORDS)}, _COUNT],
+        "description": "The parts repeat in blocks: one a head, a kv head, a row, or so many.",
     },
     "transpose": {"type": "boolean", "description": "The last two dims are swapped on disk."},
+    "rearrange": {
+        "anyOf": [
+            _NAME,
+            _object({"pattern": _NAME, "sizes": {"type": "object"}}, ["pattern"]),
+        ],
+        "description": "Reshape and permute, as in einops: disk -> model, '(e i) h -> e h i'.",
+    },
+    "unstack": {**_NAME, "description": "The wildcard of the target that picks one of a stack."},
+    "split": {**_PART_NAMES, "description": "The targets that share the tensor's rows, in order."},
+    "slice": {
+        "type": "integer",
+        "minimum": 0,
+        "description": "The tensor may hold more rows; those from this one on are taken.",
+    },
+    "pad": {
+        "type": "number",
+        "description": "The tensor may hold fewer rows; the others get this value.",
+    },
     "rope": {
-        "enum": list(get_args(RopeOrder)),
+        "anyOf": [_ROPE_SETTINGS["order"], _object(_ROPE_SETTINGS, ["order"])],
         "description": "Reorder the rows of every head between the two rotary layouts.",
+    },
+    "affine": {
+        **_object({"scale": {"type": "number"}, "offset": {"type": "number"}}, []),
+        "minProperties": 1,
+        "description": "The parameter is scale * tensor + offset.",
+    },
+    "negative_exp": {"type": "boolean", "description": "The parameter is -exp(tensor)."},
+    "any": {"description": "Ways to fill the target; the first that the checkpoint has counts."},
+    "fill": {"type": "number", "description": "Every value of a parameter without a tensor."},
+    "dtype": {
+        "enum": list(get_args(ParameterType)),
+        "description": "Kept whatever type the model is loaded in.",
     },
     "optional": {"type": "boolean", "description": "The rule may apply nowhere."},
 }
@@ -55,7 +115,12 @@ _SECTIONS: dict[str, dict[str, Any]] = {
     },
     "ignore": {
         "type": "object",
-        "additionalProperties": {"type": ["string", "null"]},
+        "additionalProperties": {
+            "anyOf": [
+                {"type": ["string", "null"]},
+                _object({"reason": _NAME, "optional": {"type": "boolean"}}, ["reason"]),
+            ]
+        },
         "description": "Tensor names (* is any text) that are not needed, each with the reason.",
     },
 }
@@ -71,7 +136,21 @@ def weight_map_schema() -> dict[str, Any]:
         "additionalProperties": False,
         "$defs": {
             "source": {"anyOf": [_NAME, _rule(ITEM_KEYS, _NAME)]},
-            "rule": _rule(RULE_KEYS, {"anyOf": [_NAME, _list_of("source")]}),
+            "way": {
+                "anyOf": [
+                    _NAME,
+                    _list_of("source"),
+                    _rule(ITEM_KEYS, {"anyOf": [_NAME, _list_of("source")]}),
+                    _object({"fill": _OPTIONS["fill"]}, ["fill"]),
+                ]
+            },
+            "rule": {
+                "anyOf": [
+                    _rule((*ITEM_KEYS, *SETTINGS), {"anyOf": [_NAME, _list_of("source")]}),
+                    _setting("fill", _OPTIONS["fill"]),
+                    _setting("any", {**_OPTIONS["any"], **_list_of("way"), "minItems": 2}),
+                ]
+            },
             "scope": {
                 "type": "object",
                 "properties": {
@@ -96,12 +175,12 @@ def weight_map_schema() -> dict[str, Any]:
 def _rule(keys: tuple[str, ...], source: dict[str, Any]) -> dict[str, Any]:
     properties = {key: _OPTIONS[key] for key in keys}
     properties["from"] = {**source, **_OPTIONS["from"]}
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": ["from"],
-        "additionalProperties": False,
-    }
+    return _object(properties, ["from"])
+
+
+def _setting(key: str, value: dict[str, Any]) -> dict[str, Any]:
+    settings = {name: _OPTIONS[name] for name in SETTINGS}
+    return _object({key: value, **settings}, [key])
 
 
 def _list_of(definition: str) -> dict[str, Any]:
@@ -114,9 +193,4 @@ def _field_form(form: str) -> dict[str, Any]:
         "first_of": _list_of("field"),
         "fields": {"type": "object", "additionalProperties": {"$ref": "#/$defs/field"}},
     }
-    return {
-        "type": "object",
-        "properties": {form: arguments.get(form, _NAME)},
-        "required": [form],
-        "additionalProperties": False,
-    }
+    return _object({form: arguments.get(form, _NAME)}, [form])

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from assembler.errors import WeightMapError, did_you_mean
-from assembler.weights.map_rules import RULE_KEYS, RuleText
+from assembler.weights.map_options import RuleText
+from assembler.weights.map_rules import RULE_KEYS
 from assembler.weights.pattern import parse_target
 from assembler.weights.yaml_marks import Marked
 

@@ -1,16 +1,16 @@
 """What may happen to a tensor between the file and its parameter: pure ops with inverses.
 
-An op changes order and shape, never a value, so a piece of a checkpoint is a chain of them. Ops
-that are *views* (`is_view`) give a window into the tensor they read; the others rearrange it and
-declare the op that undoes them. `write_back` walks a chain the other way with nothing else, which
-is what an export does.
+A piece of a checkpoint is a chain of ops. Those here change order and shape, never a value. Ops
+that are *views* (`is_view`) give a window into the tensor they read; the others rearrange it (or
+compute, see `value_ops`) and declare the op that undoes them and what that loses, if anything
+(`loss`). `write_back` walks a chain the other way with nothing else, which is what an export does.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -35,6 +35,11 @@ class Op:
     def inverse(self) -> Op | None:
         """The op that undoes this one; None for a window, which gives only part of what it read."""
         raise NotImplementedError
+
+    @property
+    def loss(self) -> str | None:
+        """What `inverse` cannot bring back; None when it restores every bit."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -128,31 +133,48 @@ class RopePermute(Op):
     """Reorder the rows of each head between the two layouts of rotary embeddings.
 
     Interleaved (the RoFormer paper, Su et al. 2021; llama.cpp's llama) rotates rows (0, 1), (2, 3),
-    ...; half (GPT-NeoX, transformers) rotates rows (0, D/2), (1, D/2 + 1), ...
+    ...; half (GPT-NeoX, transformers) rotates rows (0, D/2), (1, D/2 + 1), ... With partial rotary
+    embeddings only `rotary` rows of a head move, its first or (`at_end`, as in latent attention)
+    its last ones.
     """
 
     is_view: ClassVar[bool] = False
     dim: int
     heads: int
     order: RopeOrder
+    rotary: int | None = None  # None: the whole head
+    at_end: bool = False
 
     def shape(self, shape: Shape) -> Shape:
         return shape
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
+        by_head = x.unflatten(self.dim, (self.heads, -1))
+        dim = self.dim + 1
+        width = by_head.shape[dim]
+        rotary = self.rotary or width
         pairs = (-1, 2) if self.order == "interleaved_to_half" else (2, -1)
-        by_head = x.unflatten(self.dim, (self.heads, *pairs))
-        return by_head.transpose(self.dim + 1, self.dim + 2).flatten(self.dim, self.dim + 2)
+        window = (dim, width - rotary if self.at_end else 0, rotary)
+        rows = by_head.narrow(*window).unflatten(dim, pairs)
+        rows = rows.transpose(dim, dim + 1).flatten(dim, dim + 1)
+        if rotary < width:
+            whole = by_head.clone()
+            whole.narrow(*window).copy_(rows)
+            rows = whole
+        return rows.flatten(self.dim, dim)
 
     @property
     def inverse(self) -> Op:
         to_half = self.order == "interleaved_to_half"
         back: RopeOrder = "half_to_interleaved" if to_half else "interleaved_to_half"
-        return RopePermute(self.dim, self.heads, back)
+        return replace(self, order=back)
 
     def __str__(self) -> str:
         heads = "1 head" if self.heads == 1 else f"{self.heads} heads"
-        return f"rope {self.order.replace('_', ' ')}, {heads}"
+        where = (
+            f", {'last' if self.at_end else 'first'} {self.rotary} rows of" if self.rotary else ","
+        )
+        return f"rope {self.order.replace('_', ' ')}{where} {heads}"
 
 
 @dataclass(frozen=True)

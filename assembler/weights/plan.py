@@ -6,7 +6,8 @@ and progress bars read it; only `execute_plan` has effects.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import nn
@@ -15,15 +16,26 @@ from assembler.errors import CheckpointError, did_you_mean
 from assembler.weights.finding import Finding
 from assembler.weights.index import CheckpointIndex
 from assembler.weights.issues import Issue, fold_issues
+from assembler.weights.map_options import ParameterType
 from assembler.weights.parameters import ModelParameters, ParameterSlot, read_parameters
+from assembler.weights.pieces import Constant, Piece, TieCheck
 from assembler.weights.plan_rules import match_rules
-from assembler.weights.plan_sources import Piece, Resolution, SourceResolver, TieCheck
+from assembler.weights.plan_sources import Resolution, SourceResolver
 from assembler.weights.prefixes import choose_prefix, foreign_prefix
 from assembler.weights.recipes import Span
 from assembler.weights.unclaimed import IgnoredTensor, sort_unclaimed
 from assembler.weights.weight_map import WeightMap
 
-__all__ = ["IgnoredTensor", "LoadPlan", "Piece", "Span", "TieCheck", "Totals", "plan_load"]
+__all__ = [
+    "Constant",
+    "IgnoredTensor",
+    "LoadPlan",
+    "Piece",
+    "Span",
+    "TieCheck",
+    "Totals",
+    "plan_load",
+]
 
 MOST_LISTED = 30  # findings in one error message
 
@@ -55,6 +67,8 @@ class LoadPlan:
     ignored: tuple[IgnoredTensor, ...]
     findings: tuple[Finding, ...]
     totals: Totals
+    constants: tuple[Constant, ...] = ()
+    dtypes: Mapping[str, ParameterType] = field(default_factory=dict)  # whatever the load's dtype
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -98,9 +112,9 @@ def plan_load(
     """
     parameters = read_parameters(model)
     matched = match_rules(weight_map, parameters)
-    recipes = [recipe for group in matched.recipes.values() for recipe in group]
+    recipes = list(matched.every_recipe)
     prefix, found = choose_prefix(weight_map.prefixes, recipes, index.tensors)
-    resolution = SourceResolver(index, prefix, parameters.untied_heads).resolve(matched.recipes)
+    resolution = SourceResolver(index, prefix, parameters.untied_heads).resolve(matched.ways)
     left = [
         info
         for name, info in index.tensors.items()
@@ -123,6 +137,8 @@ def plan_load(
         ignored=tuple(ignored),
         findings=(*index.findings, *_findings(issues)),
         totals=_totals(index, parameters, resolution, ignored),
+        constants=tuple(resolution.constants),
+        dtypes=matched.dtypes,
     )
 
 

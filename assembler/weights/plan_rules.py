@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 from assembler.errors import did_you_mean
 from assembler.weights.issues import Issue
+from assembler.weights.map_options import ParameterType
 from assembler.weights.map_rules import Rule
 from assembler.weights.parameters import ModelParameters, ParameterSlot
 from assembler.weights.pattern import PatternTree
-from assembler.weights.recipes import Misfit, Recipe, make_recipes
+from assembler.weights.recipes import Misfit, Recipe, Way, make_ways
+from assembler.weights.siblings import Siblings
 from assembler.weights.weight_map import WeightMap
 
 
@@ -19,9 +21,20 @@ from assembler.weights.weight_map import WeightMap
 class Matched:
     """Every parameter's recipes, and what is wrong before a checkpoint is looked at."""
 
-    recipes: dict[str, list[Recipe]]  # by parameter name
+    ways: dict[str, tuple[Way, ...]]  # by parameter name; the first that a checkpoint has counts
     misfits: set[str]  # parameters whose rule cannot be applied to them
     issues: list[Issue]
+    dtypes: dict[str, ParameterType]  # parameters that keep a type of their own
+
+    @property
+    def recipes(self) -> dict[str, list[Recipe]]:
+        """The recipes of each parameter's first way, which is the one that is written back."""
+        return {name: list(ways[0].recipes) for name, ways in self.ways.items()}
+
+    @property
+    def every_recipe(self) -> Iterator[Recipe]:
+        """Every recipe of every way."""
+        return (r for ways in self.ways.values() for way in ways for r in way.recipes)
 
 
 def match_rules(weight_map: WeightMap, model: ModelParameters) -> Matched:
@@ -29,7 +42,9 @@ def match_rules(weight_map: WeightMap, model: ModelParameters) -> Matched:
     tree: PatternTree[Rule] = PatternTree()
     for rule in weight_map.rules:
         tree.add(rule.target, rule)
-    recipes: dict[str, list[Recipe]] = {}
+    ways: dict[str, tuple[Way, ...]] = {}
+    dtypes: dict[str, ParameterType] = {}
+    siblings = Siblings(model.slots)
     issues: list[Issue] = []
     misfits: set[str] = set()
     applied: set[int] = set()
@@ -39,7 +54,9 @@ def match_rules(weight_map: WeightMap, model: ModelParameters) -> Matched:
         if len(rules) == 1:
             issues += split_issues(rules[0], slot, model)
             try:
-                recipes[slot.name] = make_recipes(rules[0], slot, model.tp)
+                ways[slot.name] = make_ways(rules[0], slot, model.tp, siblings)
+                if rules[0].dtype is not None:
+                    dtypes[slot.name] = rules[0].dtype
             except Misfit as misfit:
                 issues.append(Issue("map", slot.name, str(misfit), (), rules[0].where))
                 misfits.add(slot.name)
@@ -50,7 +67,7 @@ def match_rules(weight_map: WeightMap, model: ModelParameters) -> Matched:
         elif slot.tied_to is None:
             issues.append(_no_rule(slot, weight_map))
     issues += _idle_rules(weight_map.rules, applied, model)
-    return Matched(recipes, misfits, issues)
+    return Matched(ways, misfits, issues, dtypes)
 
 
 def split_issues(rule: Rule, slot: ParameterSlot, model: ModelParameters) -> Iterator[Issue]:

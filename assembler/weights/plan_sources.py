@@ -2,48 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from assembler.weights.claims import Claims, misshapen
+from assembler.weights.cuts import Misfit, Span, cut_rows
 from assembler.weights.fold import Form, blank_indices, fill_form, format_indices
 from assembler.weights.index import CheckpointIndex, TensorInfo
 from assembler.weights.issues import Issue
-from assembler.weights.ops import Op, Shape, Unsqueeze, shape_after
-from assembler.weights.recipes import Cut, Recipe, Span
-from assembler.weights.shape_words import shape_words
+from assembler.weights.ops import Transpose
+from assembler.weights.pieces import Constant, Piece, TieCheck, make_pieces
+from assembler.weights.recipes import Recipe, Way
 
-# Types whose values are weights as they stand. GGUF's block formats are dequantised on reading;
-# 8-bit and packed safetensors mean nothing without the scales that come with them.
-PLAIN_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
-INTEGER_DTYPES = frozenset({"I64", "I32", "I16", "I8", "U8", "BOOL"})
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """One copy: part of a tensor on disk, through its ops, into part of a parameter."""
-
-    source: str  # name on disk
-    info: TensorInfo
-    ops: tuple[Op, ...]
-    target: str  # parameter
-    part: str  # the part of a fused parameter that it fills, "" where nothing is fused
-    target_slice: tuple[Span, ...]  # (): the whole parameter
-    shape: Shape  # of what is copied
-    nbytes: int  # its share of the tensor's bytes on disk
-
-
-@dataclass(frozen=True)
-class TieCheck:
-    """A tensor for a parameter that is tied: accepted only if it equals the other one."""
-
-    source: str
-    info: TensorInfo
-    target: str  # the tied parameter
-    twin: str  # the tensor that fills the parameter it is tied to
-    tied_to: str
+Found = dict[int, TensorInfo]  # by index in the stack, 0 where there is none
 
 
 @dataclass
@@ -51,6 +24,7 @@ class Resolution:
     """What became of the recipes."""
 
     pieces: list[Piece] = field(default_factory=list)
+    constants: list[Constant] = field(default_factory=list)
     ties: list[TieCheck] = field(default_factory=list)
     issues: list[Issue] = field(default_factory=list)
     claimed: dict[str, str] = field(default_factory=dict)  # tensor -> parameter
@@ -67,35 +41,65 @@ class SourceResolver:
     ) -> None:
         self.index, self.prefix, self.untied_heads = index, prefix, untied_heads
         self.tensors = index.tensors
-        self.out = Resolution()
+        self.claims = Claims(index)
+        self.out = Resolution(claimed=self.claims.owners, used=self.claims.used)
 
-    def resolve(self, recipes: Mapping[str, list[Recipe]]) -> Resolution:
+    def resolve(self, ways: Mapping[str, Sequence[Way]]) -> Resolution:
         """Fill `Resolution` for all parameters, tied ones last."""
         for tied in (False, True):
-            for group in recipes.values():
-                if (group[0].slot.tied_to is not None) == tied:
-                    (self._tied if tied else self._parameter)(group)
+            for choices in ways.values():
+                if (choices[0].slot.tied_to is not None) == tied:
+                    way = self._choose(choices)
+                    (self._tied if tied else self._parameter)(way, choices)
+        self.out.issues += self.claims.unused_shares()
         return self.out
 
-    def _parameter(self, group: list[Recipe]) -> None:
-        slot = group[0].slot
+    def _choose(self, choices: Sequence[Way]) -> Way:
+        """The first way that is there whole, else the first with any tensor, else the first."""
+        if len(choices) == 1:
+            return choices[0]
+        begun = None
+        for way in choices:
+            found = [self._found(recipe) for recipe in way.recipes]
+            whole = (len(f) == len(r.names) for f, r in zip(found, way.recipes, strict=True))
+            if all(whole):
+                return way
+            if begun is None and any(found):
+                begun = way
+        return begun or choices[0]
+
+    def _parameter(self, way: Way, choices: Sequence[Way]) -> None:
+        if way.fill is not None:
+            self.out.constants.append(Constant(way.slot.name, (), way.fill))
+            self.out.filled.add(way.slot.name)
+            return
+        group = way.recipes
         found = [self._found(recipe) for recipe in group]
         whole = [len(infos) == len(r.names) for infos, r in zip(found, group, strict=True)]
         fits = [self._claim(recipe, infos) for recipe, infos in zip(group, found, strict=True)]
         if not all(whole):
-            self.out.issues += self._absent(group, found)
+            others = [other for other in choices if other is not way and not any(found)]
+            self.out.issues += self._absent(group, found, others)
         elif all(fits):
-            self.out.filled.add(slot.name)
+            self.out.filled.add(way.slot.name)
             for recipe, infos in zip(group, found, strict=True):
-                self.out.pieces += self._pieces(recipe, infos)
+                self._take(recipe, infos)
 
-    def _tied(self, group: list[Recipe]) -> None:
+    def _take(self, recipe: Recipe, infos: Found) -> None:
+        """The pieces of a recipe whose tensors are all there and fit."""
+        if recipe.source.any_rows:
+            recipe, rest = self._with_rows(recipe, infos[0])
+            if rest is not None:
+                assert recipe.source.pad is not None
+                self.out.constants.append(Constant(recipe.slot.name, (rest,), recipe.source.pad))
+        self.out.pieces += make_pieces(recipe, infos)
+
+    def _tied(self, way: Way, choices: Sequence[Way]) -> None:
         """A tied parameter needs no source; one that is there has to be the same tensor again."""
-        slot = group[0].slot
-        source = group[0].rule.sources[0]
-        if len(group) > 1 or group[0].stacked or source.transpose or source.rope:
+        slot, group = way.slot, way.recipes
+        if len(group) != 1 or group[0].stacked or not group[0].source.is_plain:
             message = f"is tied to {slot.tied_to}, so its rule can only name one tensor"
-            self.out.issues.append(Issue("map", slot.name, message, (), group[0].rule.where))
+            self.out.issues.append(Issue("map", slot.name, message, (), way.rule.where))
             return
         [recipe] = group
         infos = self._found(recipe)
@@ -105,64 +109,42 @@ class SourceResolver:
         info = infos[0]
         self.out.ties.append(TieCheck(info.name, info, slot.name, twins[0], slot.tied_to))
 
-    def _found(self, recipe: Recipe) -> dict[int, TensorInfo]:
-        """The tensors that are there, by index in the stack (0 where there is none)."""
+    def _found(self, recipe: Recipe) -> Found:
+        """The tensors that are there."""
         prefix, tensors = self.prefix, self.tensors
         looked_up = ((n, tensors.get(prefix + name)) for n, name in enumerate(recipe.names))
         return {n: info for n, info in looked_up if info is not None}
 
-    def _claim(self, recipe: Recipe, infos: Mapping[int, TensorInfo]) -> bool:
+    def _claim(self, recipe: Recipe, infos: Found) -> bool:
         """Take the tensors and check them; false if any cannot be used."""
-        found = []
+        issues = []
         for info in infos.values():
-            issues = []
-            if info.name in self.out.claimed:
-                names = (self.out.claimed[info.name], recipe.slot.name)
-                message = "two parameters want it: {0} and {1}"
-                if names[0] == names[1]:
-                    message = "{0} wants it twice"
-                issues.append(Issue("duplicate", info.name, message, names, recipe.rule.where))
-            elif info.shape != recipe.shape:
-                issues.append(self._misshapen(recipe, info))
-            elif not self._holds_weights(info):
-                message = f"is stored as {info.dtype}, which cannot fill {{0}} by itself"
-                hint = f"Weights are {', '.join(sorted(PLAIN_DTYPES))}; this one is quantised."
-                names = (recipe.slot.name,)
-                issues.append(Issue("dtype", info.name, message, names, str(info.file), hint))
-            self.out.claimed.setdefault(info.name, recipe.slot.name)
-            if not issues:
-                self.out.used.add(info.name)
-            found += issues
+            sized = recipe
+            if recipe.source.any_rows:
+                try:
+                    sized, _ = self._with_rows(recipe, info)
+                except Misfit as misfit:
+                    issues.append(misshapen(recipe, info, self.index, str(misfit)))
+                    self.out.claimed.setdefault(info.name, recipe.slot.name)
+                    continue
+            issues.append(self.claims.take(sized, info))
+        found = [issue for issue in issues if issue is not None]
         self.out.issues += found
         return not found
 
-    def _holds_weights(self, info: TensorInfo) -> bool:
-        """Whether the values, as they are read, are weights."""
-        if self.index.format == "gguf":
-            return info.dtype not in INTEGER_DTYPES
-        return info.dtype in PLAIN_DTYPES
+    def _with_rows(self, recipe: Recipe, info: TensorInfo) -> tuple[Recipe, Span | None]:
+        """The recipe for the rows that the tensor has, and what is left to pad. Raises Misfit."""
+        swap = recipe.source.transpose and len(info.shape) > 1
+        shape = Transpose().shape(info.shape) if swap else info.shape
+        own = Transpose().shape(recipe.shape) if swap else recipe.shape
+        if shape[1:] != own[1:] or not shape:
+            return recipe, None  # of another shape altogether, which claiming it finds
+        cut, rest = cut_rows(recipe.source, recipe.layout, recipe.parts[0], shape[0])
+        return replace(recipe, shape=info.shape, cuts=() if cut is None else (cut,)), rest
 
-    def _misshapen(self, recipe: Recipe, info: TensorInfo) -> Issue:
-        want, facts = shape_words(recipe, info.shape, self.index.config)
-        message = f"has the shape {list(info.shape)}, but {{0}} needs {want}"
-        names = (recipe.slot.name,)
-        return Issue("shape", info.name, message, names, str(info.file), facts)
-
-    def _pieces(self, recipe: Recipe, infos: Mapping[int, TensorInfo]) -> Iterator[Piece]:
-        if not infos:
-            return
-        cuts = [_Ready(recipe, cut) for cut in recipe.cuts]
-        target, stack = recipe.slot.name, recipe.local_stack
-        for n, info in infos.items():
-            if recipe.stacked and n not in stack:
-                continue  # another rank holds this one
-            place = (Span(0, n - stack.start, n - stack.start + 1),) if recipe.stacked else ()
-            for cut in cuts:
-                nbytes = int(info.nbytes * cut.share)
-                spans = place + cut.span
-                yield Piece(info.name, info, cut.ops, target, cut.part, spans, cut.shape, nbytes)
-
-    def _absent(self, group: list[Recipe], found: list[dict[int, TensorInfo]]) -> Iterator[Issue]:
+    def _absent(
+        self, group: Sequence[Recipe], found: list[Found], others: Sequence[Way]
+    ) -> Iterator[Issue]:
         """Why a parameter stays unfilled: nothing there, some parts there, a stack with gaps."""
         slot, where = group[0].slot, group[0].rule.where
         gaps = [(r, f) for r, f in zip(group, found, strict=True) if 0 < len(f) < len(r.names)]
@@ -183,9 +165,14 @@ class SourceResolver:
         if slot.module in self.untied_heads:
             hint = " If the head shares the embedding, the config should say tie_word_embeddings."
         message = f"the checkpoint has no {lacking}"
+        for way in others:
+            more = [self.prefix + recipe.pattern for recipe in way.recipes]
+            places = range(len(names), len(names) + len(more))
+            message += f", nor instead {', '.join(f'{{{n}}}' for n in places)}"
+            names += tuple(more)
         yield Issue("missing", slot.name, message, names, where, hint)
 
-    def _gap(self, recipe: Recipe, infos: Mapping[int, TensorInfo]) -> Issue:
+    def _gap(self, recipe: Recipe, infos: Found) -> Issue:
         """A stack must have exactly 0..E-1; say which indices the disk holds."""
         count = len(recipe.names)
         lacking = format_indices(set(range(count)) - set(infos))
@@ -219,21 +206,6 @@ class SourceResolver:
             form, indices = blank_indices(name)
             forms[form].append(indices)
         return forms
-
-
-class _Ready:
-    """A cut with everything worked out that is the same for every tensor of a stack."""
-
-    def __init__(self, recipe: Recipe, cut: Cut) -> None:
-        shape = shape_after(cut.ops, recipe.shape)
-        self.share = math.prod(shape) / max(1, math.prod(recipe.shape))
-        self.part = cut.part
-        self.ops = (*cut.ops, Unsqueeze()) if recipe.stacked else cut.ops
-        self.shape = (1, *shape) if recipe.stacked else shape
-        span = cut.span
-        if span is not None and recipe.stacked:
-            span = Span(span.dim + 1, span.start, span.stop)
-        self.span = () if span is None else (span,)
 
 
 def _listed(names: Sequence[str]) -> str:

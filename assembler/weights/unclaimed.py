@@ -67,8 +67,9 @@ class _Explainer:
         self.model, self.misfits = model, misfits
         self.tree: PatternTree[tuple[Rule, Pattern]] = PatternTree()
         for rule in weight_map.rules:
-            for source in rule.sources:
-                self.tree.add(source.pattern, (rule, source.pattern))
+            for way in rule.ways:
+                for source in way.sources:
+                    self.tree.add(source.pattern, (rule, source.pattern))
 
     def issue(self, name: str, bare: str) -> Issue | None:
         message = "no rule uses it and no `ignore` gives a reason to leave it"

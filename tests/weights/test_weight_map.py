@@ -9,6 +9,7 @@ from jsonschema import Draft202012Validator
 from weights_harness import MAP, write_map
 
 from assembler.errors import WeightMapError
+from assembler.weights.map_options import RopeOption
 from assembler.weights.map_schema import weight_map_schema
 from assembler.weights.weight_map import PACKAGE_ROOT, WeightMap, load_weight_map
 from assembler.weights.yaml_marks import load_marked
@@ -54,7 +55,10 @@ weights:
     [source] = found["layers.{i}.attn.qkv"].sources
     assert (source.parts, source.per, source.transpose) == (("q", "k", "v"), "kv_head", True)
     assert found["layers.{i}.attn.o"].optional and not found["layers.{i}.attn.qkv"].optional
-    assert [s.rope for s in found["layers.{i}.mlp.up"].sources] == ["interleaved_to_half", None]
+    assert [s.rope for s in found["layers.{i}.mlp.up"].sources] == [
+        RopeOption("interleaved_to_half"),
+        None,
+    ]
     assert found["layers.{i}.attn.o"].where.endswith("tiny.yaml:7")
 
 
@@ -201,7 +205,7 @@ BROKEN = {
     "per without parts": (LAYER + "    a: {from: b, per: head}\n", r"give 'parts' too"),
     "per misspelt": (
         LAYER + "    a: {from: b, parts: [q, k], per: kv_heads}\n",
-        r"'per' is head, kv_head or a number of blocks, not 'kv_heads'\. Did you mean 'kv_head'",
+        r"'per' is head, kv_head, row or a number of blocks, not 'kv_heads'\. Did you mean 'kv_head'",
     ),
     "per zero": (LAYER + "    a: {from: b, parts: [q, k], per: 0}\n", r"number of blocks, not 0"),
     "rope misspelt": (
