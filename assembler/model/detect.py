@@ -79,6 +79,11 @@ def _check_keys(conf: ConfFile, matches: Mapping[str, Any]) -> None:
             raise SpecError(
                 f"{conf.where(('matches', key))}: matches.{key} takes a name or a list of names"
             )
+        if any("${" in name for name in _names(value)):
+            raise SpecError(
+                f"{conf.where(('matches', key))}: matches.{key} takes no interpolation: it is read "
+                "before there is a config.json"
+            )
 
 
 def _names(value: Any) -> set[str]:

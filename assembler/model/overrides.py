@@ -21,6 +21,11 @@ from assembler.model.inherit import overlay
 from assembler.model.spec import LayersDocument, ModelDocument, VariantDocument
 
 PREFIX = "conf"
+# Keys that are read before there is a config.json, and so before overrides.
+_READ_BEFORE = {
+    "checkpoint": "pass checkpoint=... instead",
+    "matches": "a conf is chosen before overrides apply; pass conf=... instead",
+}
 Keys = Sequence[str]
 Resolve = Callable[[Mapping[str, Any], Keys], Any]
 
@@ -43,6 +48,8 @@ def parse_overrides(lines: Sequence[str]) -> list[Override]:
             findings.append(f"'{line}' overrides nothing below '{PREFIX}.'")
         elif "." not in override.key_or_group:
             findings.append(f"'{line}': name a key below '{PREFIX}.'")
+        elif key_path(override)[0] in _READ_BEFORE:
+            findings.append(f"'{line}': {_READ_BEFORE[key_path(override)[0]]}")
         elif override.is_sweep_override():
             findings.append(f"'{line}': sweeps are not supported; run once for each value")
         else:

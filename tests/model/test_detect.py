@@ -97,6 +97,7 @@ def test_a_config_that_names_nothing(roots: list[Path], config: dict[str, Any]) 
         ("matches: {architecture: [A]}", "matches has no 'architecture'. Did you mean 'archi"),
         ("matches: [A]", "conf/bad.yaml:1: matches must be a mapping"),
         ("matches: {model_type: {a: 1}}", "matches.model_type takes a name or a list of names"),
+        ("matches: {model_type: '${hf:a}'}", "matches.model_type takes no interpolation: it is"),
         ("matches: {model_type: [[a]]}", "matches.model_type takes a name or a list of names"),
     ],
 )

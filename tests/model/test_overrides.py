@@ -127,6 +127,8 @@ def test_later_overrides_win(ws: Workspace) -> None:
         ("~conf.wiring.0", "conf.wiring is a list of 2"),
         ("conf.layers.count=1,2", "sweeps are not supported; run once for each value"),
         ("conf.layers.count=range(3)", "sweeps are not supported"),
+        ("conf.checkpoint=x", "'conf.checkpoint=x': pass checkpoint=... instead"),
+        ("conf.matches.model_type=x", "a conf is chosen before overrides apply; pass conf=..."),
         ("conf=llama", "'conf=llama': name a key below 'conf.'"),
         ("layers.count=3", "'layers.count=3' overrides nothing below 'conf.'"),
         ("conf@x.count=3", "'conf@x.count=3' overrides nothing below 'conf.'"),
