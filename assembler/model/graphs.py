@@ -16,17 +16,9 @@ from torch import fx, nn
 
 from assembler.errors import SpecError, WiringError
 from assembler.model import expressions
+from assembler.model.equations import Binary, Call, Equation, Negate, Node, Scalar, Stream
 from assembler.model.names import CONTEXT, LAYER_INDEX
-from assembler.model.wiring import (
-    TENSOR_FUNCTIONS,
-    Binary,
-    Call,
-    Equation,
-    Negate,
-    Node,
-    Scalar,
-    Stream,
-)
+from assembler.model.wiring import TENSOR_FUNCTIONS
 
 _OPERATORS: Mapping[str, Callable] = {
     "+": operator.add,

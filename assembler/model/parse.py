@@ -8,7 +8,6 @@ from typing import Any
 from pydantic import ValidationError
 
 from assembler.errors import SpecError, did_you_mean
-from assembler.model import expressions
 from assembler.model.assumptions import broken_assumptions
 from assembler.model.config_fields import ConfigFields, missing_fields
 from assembler.model.field_errors import (
@@ -20,11 +19,10 @@ from assembler.model.field_errors import (
     unknown_block,
 )
 from assembler.model.inherit import replaces
+from assembler.model.kinds import used_kinds, with_named_kinds, without_unused
 from assembler.model.names import block_name_problem, stream_name_problem
 from assembler.model.registry import BlockRegistry, BlockSpec
-from assembler.model.spec import MOST_LAYERS, LayerKind, LayersDocument, ModelDocument, ModelSpec
-
-_ONLY_KIND = "layer"  # the name of the kind when all layers are alike
+from assembler.model.spec import LayerKind, LayersDocument, ModelDocument, ModelSpec
 
 
 class _Parser:
@@ -81,11 +79,11 @@ def parse_spec(
         SpecError: one line for each thing that is wrong.
     """
     parser = _Parser(registry, where)
-    data = _with_named_kinds({key: value for key, value in data.items() if key != "defaults"})
+    data = with_named_kinds({key: value for key, value in data.items() if key != "defaults"})
     entries = _block_entries(data, parser)
     layers = data.get("layers")
-    used = _used_kinds(layers, parser) if isinstance(layers, Mapping) else ()
-    _report_missing(_without_unused(data, used), fields, parser)
+    used = used_kinds(layers, parser.report) if isinstance(layers, Mapping) else ()
+    _report_missing(without_unused(data, used), fields, parser)
     parser.raise_findings()
 
     document = _document({k: data[k] for k in data if k in ModelDocument.model_fields}, parser)
@@ -112,28 +110,6 @@ def parse_spec(
         wiring=document.wiring,
         sources={key: where(key) for key in _compiled_keys(document, entries)},
     )
-
-
-def _with_named_kinds(data: Mapping[str, Any]) -> dict[str, Any]:
-    """`data` with every kind as text: configs number the kinds, or say true and false."""
-    layers = data.get("layers")
-    if not isinstance(layers, Mapping):
-        return dict(data)
-    layers = dict(layers)
-    if isinstance(layers.get("kinds"), list):
-        layers["kinds"] = [_kind_name(kind) for kind in layers["kinds"]]
-    if isinstance(layers.get("variants"), Mapping):
-        layers["variants"] = {
-            _kind_name(kind): {} if variant is None else variant
-            for kind, variant in layers["variants"].items()
-        }
-    return {**data, "layers": layers}
-
-
-def _kind_name(kind: Any) -> Any:
-    if isinstance(kind, bool):
-        return str(kind).lower()
-    return str(kind) if isinstance(kind, int) else kind
 
 
 def _block_entries(data: Mapping[str, Any], parser: _Parser) -> dict[str, Any]:
@@ -185,49 +161,6 @@ def _document(data: Mapping[str, Any], parser: _Parser) -> ModelDocument:
         raise AssertionError("a validation error has findings") from error
 
 
-def _used_kinds(layers: Mapping[str, Any], parser: _Parser) -> tuple[str, ...]:
-    """The kind of each layer; () if what says it is wrong or missing, which others report."""
-    count, kinds, variants = layers.get("count"), layers.get("kinds"), layers.get("variants") or {}
-    if not isinstance(count, int) or not 0 < count <= MOST_LAYERS:
-        return ()
-    if not isinstance(variants, Mapping) or missing_fields(kinds):
-        return ()
-    key = ("layers", "kinds")
-    if kinds is None:
-        if len(variants) > 1:
-            parser.report(key, "needed: it says which variant each layer is")
-        return tuple(variants or [_ONLY_KIND]) * count
-    if isinstance(kinds, str):
-        try:
-            kinds = _kinds_by_rule(kinds, count, variants)
-        except SpecError as error:
-            parser.report(key, str(error))
-            return ()
-    if not isinstance(kinds, list):
-        return ()
-    if len(kinds) < count:
-        parser.report(key, f"names {len(kinds)} layers, but layers.count is {count}")
-    for kind in dict.fromkeys(map(str, kinds)):
-        if kind not in variants:
-            hint = did_you_mean(kind, variants)
-            parser.report(key, f"'{kind}' has no entry in layers.variants.{hint}")
-    return tuple(map(str, kinds[:count]))
-
-
-def _kinds_by_rule(rule: str, count: int, variants: Mapping[str, Any]) -> list[str]:
-    tree = expressions.parse(rule)
-
-    def value(i: int, name: str) -> Any:
-        if name == "i":
-            return i
-        if name in variants:
-            return name
-        known = ["i", *variants]
-        raise SpecError(f"unknown name '{name}' in '{rule}'.{did_you_mean(name, known)}")
-
-    return [expressions.evaluate(tree, lambda name, i=i: value(i, name)) for i in range(count)]
-
-
 def _layer_kind(kind: str, layers: LayersDocument, parser: _Parser) -> LayerKind | None:
     """The shared layer with the changes of one variant."""
     variant = layers.variants.get(kind)
@@ -254,15 +187,6 @@ def _layer_kind(kind: str, layers: LayersDocument, parser: _Parser) -> LayerKind
         return None
     wiring = layers.wiring if variant is None or variant.wiring is None else variant.wiring
     return LayerKind(name=kind, blocks=blocks, wiring=wiring)
-
-
-def _without_unused(data: Mapping[str, Any], used: tuple[str, ...]) -> dict[str, Any]:
-    """`data` without the variants no layer is: what they need, this checkpoint need not have."""
-    layers = data.get("layers")
-    if not used or not isinstance(layers, Mapping):
-        return dict(data)
-    variants = {k: v for k, v in (layers.get("variants") or {}).items() if k in used}
-    return {**data, "layers": {**layers, "variants": variants}}
 
 
 def _report_missing(data: Mapping[str, Any], fields: ConfigFields, parser: _Parser) -> None:

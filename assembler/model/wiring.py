@@ -16,6 +16,16 @@ from dataclasses import dataclass
 from assembler.blocks.functions import FUNCTIONS
 from assembler.errors import SpecError, WiringError, did_you_mean
 from assembler.model import expressions
+from assembler.model.equations import (
+    Binary,
+    Call,
+    Equation,
+    Negate,
+    Node,
+    Scalar,
+    Stream,
+    streams_of,
+)
 from assembler.model.names import LAYERS, stream_name_problem
 
 # Functions that take a stream, with the number of their arguments; the others take numbers only.
@@ -25,59 +35,6 @@ TENSOR_FUNCTIONS = {
     if function not in (min, max)
 }
 _TENSOR_OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div)
-
-
-@dataclass(frozen=True)
-class Scalar:
-    """A subtree without streams: a number once the layer index is known."""
-
-    tree: ast.expr
-    per_layer: bool  # it mentions `i`
-
-
-@dataclass(frozen=True)
-class Stream:
-    """The value of a stream at this point."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Binary:
-    """`left op right` where at least one side is a tensor; op is "+", "-", "*" or "/"."""
-
-    op: str
-    left: Node
-    right: Node
-
-
-@dataclass(frozen=True)
-class Negate:
-    """`-x` of a tensor."""
-
-    operand: Node
-
-
-@dataclass(frozen=True)
-class Call:
-    """A call of a block, of a tensor function, or of the layer stack."""
-
-    name: str
-    args: tuple[Node, ...]
-    kind: str  # "block", "function" or "layers"
-
-
-Node = Scalar | Stream | Binary | Negate | Call
-
-
-@dataclass(frozen=True)
-class Equation:
-    """One line: the streams it sets, and what to."""
-
-    targets: tuple[str, ...]
-    value: Node
-    text: str
-    where: str  # file:line
 
 
 @dataclass(frozen=True)
@@ -145,25 +102,11 @@ def _unused(equations: Sequence[Equation], scope: Scope, parser: _LineParser) ->
 def _first_mention(name: str, equations: Sequence[Equation]) -> str | None:
     """Whether `equations` first read a stream or first set it anew; None if they do neither."""
     for equation in equations:
-        if name in _streams_of(equation.value):
+        if name in streams_of(equation.value):
             return "read"
         if name in equation.targets:
             return "set"
     return None
-
-
-def _streams_of(node: Node) -> set[str]:
-    """The streams an expression reads."""
-    match node:
-        case Stream(name=name):
-            return {name}
-        case Binary(left=left, right=right):
-            return _streams_of(left) | _streams_of(right)
-        case Negate(operand=operand):
-            return _streams_of(operand)
-        case Call(args=args):
-            return set().union(*map(_streams_of, args))
-    return set()
 
 
 def _unset(scope: Scope, parser: _LineParser, where: Sequence[str]) -> Iterator[str]:

@@ -6,7 +6,8 @@ import pytest
 from toy_confs import Workspace, changed
 
 from assembler.errors import SpecError, WiringError
-from assembler.model.wiring import Binary, Call, Callee, Equation, Scalar, Scope, Stream
+from assembler.model.equations import Binary, Call, Equation, Scalar, Stream
+from assembler.model.wiring import Callee, Scope
 from assembler.model.wiring import parse_wiring as parse
 
 BLOCKS = {
