@@ -16,7 +16,7 @@ FindingKind = Literal[
     "shape",  # the sizes do not fit
     "dtype",  # the values on disk are of a type that no weight has
     "half_merged",  # a fused parameter has some of its parts only
-    "dead_rule",  # a rule of the map applies nowhere
+    "dead_rule",  # a rule of the map applies nowhere, an `ignore` leaves nothing aside
     "unknown_target",  # a rule names a module that the model does not have
     "index",  # a header, or an index of shards, disagrees with the files
     "truncated",  # a file ends before its tensors do

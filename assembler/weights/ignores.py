@@ -2,6 +2,7 @@
 
 The left side of an `ignore:` entry is a whole tensor name in which `*` stands for any text, dots
 included; the right side says why nothing is lost. There is no other way to leave a tensor aside.
+An entry that leaves nothing aside is worth a note, unless it is `{reason: ..., optional: true}`.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
-from assembler.errors import WeightMapError
+from assembler.errors import WeightMapError, did_you_mean
 from assembler.weights.yaml_marks import Marked
+
+KEYS = ("reason", "optional")
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,7 @@ class Ignore:
     glob: str
     reason: str
     where: str  # file:line
+    optional: bool = False  # only some checkpoints hold such tensors
 
     def matches(self, name: str) -> bool:
         return self._regex.fullmatch(name) is not None
@@ -38,15 +43,30 @@ def parse_ignores(chain: Sequence[Marked]) -> tuple[Ignore, ...]:
     """
     found: dict[str, Ignore | None] = {}
     for marked in reversed(chain):
-        for glob, reason in (marked.data.get("ignore") or {}).items():
+        for glob, value in (marked.data.get("ignore") or {}).items():
             where = marked.where("ignore", glob)
-            if reason is None and glob not in found:
+            if value is None and glob not in found:
                 raise WeightMapError(
                     f"{where}: ignore: '{glob}' needs a reason (null takes an inherited entry out)"
                 )
-            if reason is not None and (not isinstance(reason, str) or not reason.strip()):
-                raise WeightMapError(f"{where}: ignore: the reason for '{glob}' is a text")
             if not glob.strip("*."):
                 raise WeightMapError(f"{where}: ignore: '{glob}' would leave everything aside")
-            found[glob] = None if reason is None else Ignore(glob, reason, where)
+            found[glob] = None if value is None else _ignore(glob, value, where)
     return tuple(ignore for ignore in found.values() if ignore is not None)
+
+
+def _ignore(glob: str, value: Any, where: str) -> Ignore:
+    """An entry whose value is the reason, or a mapping with `reason` and `optional`."""
+    options = value if isinstance(value, dict) else {"reason": value}
+    for key in options:
+        if key not in KEYS:
+            rest = f"it has {', '.join(KEYS)}.{did_you_mean(key, KEYS)}"
+            raise WeightMapError(f"{where}: ignore: unknown option '{key}' of '{glob}'; {rest}")
+    reason, optional = options.get("reason"), options.get("optional", False)
+    if not isinstance(reason, str) or not reason.strip():
+        raise WeightMapError(f"{where}: ignore: the reason for '{glob}' is a text, not {reason!r}")
+    if not isinstance(optional, bool):
+        raise WeightMapError(
+            f"{where}: ignore: 'optional' of '{glob}' is true or false, not {optional!r}"
+        )
+    return Ignore(glob, reason, where, optional)

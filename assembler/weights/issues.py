@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from assembler.weights.finding import Finding, FindingKind
 from assembler.weights.fold import Form, blank_indices, fold_names, fold_text
@@ -23,6 +24,7 @@ class Issue:
     names: tuple[str, ...] = ()
     where: str | None = None
     hint: str = ""
+    severity: Literal["error", "note"] = "error"
 
     @property
     def form(self) -> tuple[Issue, Form, tuple[Form, ...]]:
@@ -32,7 +34,12 @@ class Issue:
 
     def finding(self) -> Finding:
         return Finding(
-            self.kind, self.subject, self._named(self.message), self.where, self._named(self.hint)
+            self.kind,
+            self.subject,
+            self._named(self.message),
+            self.where,
+            self._named(self.hint),
+            self.severity,
         )
 
     def _named(self, text: str) -> str:

@@ -30,7 +30,8 @@ def sort_unclaimed(
     misfits: Collection[str] = (),
     cut: str | None = None,
 ) -> tuple[list[IgnoredTensor], list[Issue]]:
-    """Ignore what the map ignores, by whole name or without the prefix; report the rest.
+    """Ignore what the map ignores, by whole name or without the prefix; report the rest, and what
+    the map ignores in vain.
 
     A tensor whose rule does not fit its parameter (one of `misfits`) is spoken of there already.
     With `cut`, the reason why the model has fewer layers than the checkpoint, tensors that a rule
@@ -38,9 +39,12 @@ def sort_unclaimed(
     """
     ignored, issues = [], []
     explain = _Explainer(weight_map, model, misfits)
+    alive = set()
     for info in tensors:
         bare = info.name.removeprefix(prefix)
-        reason = _reason(weight_map.ignore, info.name, bare)
+        ignore = _ignored_by(weight_map.ignore, info.name, bare)
+        alive.add(ignore)
+        reason = None if ignore is None else ignore.reason
         if reason is None:
             issue = explain.issue(info.name, bare)
             if cut is None or issue is None or not explain.is_beyond_the_last_layer(issue):
@@ -48,14 +52,22 @@ def sort_unclaimed(
                 continue
             reason = cut
         ignored.append(IgnoredTensor(info, reason))
-    return ignored, [issue for issue in issues if issue is not None]
+    dead = [i for i in weight_map.ignore if i not in alive and not i.optional]
+    return ignored, [*(issue for issue in issues if issue is not None), *map(_idle, dead)]
 
 
-def _reason(ignores: Iterable[Ignore], *names: str) -> str | None:
+def _ignored_by(ignores: Iterable[Ignore], *names: str) -> Ignore | None:
     for ignore in ignores:
         if any(ignore.matches(name) for name in names):
-            return ignore.reason
+            return ignore
     return None
+
+
+def _idle(ignore: Ignore) -> Issue:
+    message = "leaves no tensor of this checkpoint aside"
+    hint = "Mark it `optional: true` if only some checkpoints hold such a tensor."
+    subject = f"ignore '{ignore.glob}'"
+    return Issue("dead_rule", subject, message, (), ignore.where, hint, severity="note")
 
 
 class _Explainer:

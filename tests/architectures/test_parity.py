@@ -77,7 +77,7 @@ def test_dense_logits_equal_the_reference(checkpoint: Checkpoint) -> None:
     assert 0.7 < checkpoint.logits.std() < 1.5  # or the bound means little
     assembly = assemble(checkpoint.folder)
     assert assembly.spec.name == checkpoint.conf
-    assert assembly.plan.findings == ()
+    assert assembly.plan.errors == ()
     model = assembler.load_model(checkpoint.folder)
     assert_close(assembler.logits(model, token_ids()), checkpoint.logits, "dense")
 

@@ -34,7 +34,7 @@ weights:
   lm_head: lm_head
 tp: {column: [attn.qkv, mlp.gate_up], row: [attn.o, mlp.down], vocab: [embed, lm_head]}
 ignore:
-  "*.rotary_emb.inv_freq": recomputed from the config
+  "*.rotary_emb.inv_freq": {reason: recomputed from the config, optional: true}
 """
 
 
