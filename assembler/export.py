@@ -1,4 +1,4 @@
-"""`python -m assembler.export checkpoint=... out=DIR`: write a model as the Hugging Face hub has it.
+"""`python -m assembler.export checkpoint=... out=DIR`: write a model as the hub would have it.
 
 The weight map is read backwards: from a GGUF file or a folder to safetensors, config.json and
 tokenizer files that transformers loads. The exit status is 0 when the folder is there.
@@ -90,11 +90,10 @@ def _export(options: ExportOptions, search_path: Sequence[str]) -> Exported:
 
     from assembler.exporting import ExportSettings, export_checkpoint
     from assembler.loading import assemble
-    from assembler.model.conf_files import search_roots
     from assembler.weights.weight_map import load_weight_map
 
     assembly = assemble(options.checkpoint, options.conf, search_path=search_path)
-    weight_map = load_weight_map(options.map or assembly.hub_map, search_roots(search_path))
+    weight_map = load_weight_map(options.map or assembly.hub_map, assembly.roots)
     settings = ExportSettings(
         out=Path(options.out),
         dtype=None if options.dtype is None else getattr(torch, options.dtype),

@@ -38,7 +38,7 @@ COPIED = (
 
 
 def copy_files(source: Path, out: Path, config: Mapping[str, Any]) -> None:
-    """Copy all but config.json and the weights; code too, where the config names code of its own."""
+    """Copy all but config.json and the weights; code too, where the config says there is some."""
     patterns = (*COPIED, "*.py") if config.get("auto_map") else COPIED
     for pattern in patterns:
         for file in sorted(source.glob(pattern)):

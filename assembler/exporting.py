@@ -79,38 +79,27 @@ def export_checkpoint(
     assert load is not None and index is not None, "assemble the model with its weights"
     _check_out(settings, assembly.path)
     load.raise_for_findings()
-    weight_map = weight_map or load_weight_map(assembly.hub_map)
-    if weight_map.config is not None:
-        raise WeightMapError(
-            f"the weight map '{weight_map.name}' is for the names of GGUF files; an export writes "
-            f"safetensors: choose another, such as '{assembly.hub_map}'"
-        )
-    if weight_map.files == assembly.weight_map.files:
-        plan = export_plan(weight_map, assembly.model, load.prefix, like=index)
-        plan = plan.with_copies(item.info for item in load.ignored)
-        left_out = tuple(f"{t.source}: tied to {t.tied_to}" for t in load.ties)
-    else:
-        dtypes = (TORCH_DTYPES.get(p.info.dtype, torch.float32) for p in load.pieces)
-        plan = export_plan(weight_map, assembly.model)
-        plan = plan.with_dtype(reduce(torch.promote_types, dtypes))
-        left_out = tuple(f"{item.info.name}: {item.reason}" for item in load.ignored)
+    plan, left_out = _plan(assembly, assembly.model, weight_map)
     for tie in load.ties:
         check_tie(tie, index)
-    source = CheckpointParameters(load, index)
-    plan, files = _write(assembly, settings, plan, source, progress)
+    plan, files = _write(assembly, settings, plan, CheckpointParameters(load, index), progress)
     index.close()
     return Exported(plan, files, left_out)
 
 
 def export_model(
-    assembly: Assembly, models_by_rank: Sequence[nn.Module], settings: ExportSettings
+    assembly: Assembly,
+    models_by_rank: Sequence[nn.Module],
+    settings: ExportSettings,
+    weight_map: WeightMap | None = None,
 ) -> Exported:
-    """Write loaded modules through the map that the conf names.
+    """Write loaded modules, with the values they have by now.
 
     Args:
         assembly: what the modules were made with; gives the map, the config and the tokenizer.
         models_by_rank: the module of each tensor-parallel rank, in order; one where there is one.
         settings: where and how. `dtype=None` means the parameters' own types.
+        weight_map: the map to write with; None is the one that the conf names.
 
     Raises:
         AssemblerError: as `export_checkpoint`.
@@ -118,9 +107,33 @@ def export_model(
     size = models_by_rank[0].tp.size
     assert len(models_by_rank) == size, f"{len(models_by_rank)} modules for {size} ranks"
     _check_out(settings, assembly.path)
-    plan = export_plan(load_weight_map(assembly.hub_map), models_by_rank[0])
-    plan, files = _write(assembly, settings, plan, LoadedParameters(models_by_rank), None)
-    return Exported(plan, files)
+    plan, left_out = _plan(assembly, models_by_rank[0], weight_map)
+    plan = plan.with_dtypes_of(models_by_rank[0])
+    source = LoadedParameters(models_by_rank, assembly.index)
+    plan, files = _write(assembly, settings, plan, source, None)
+    return Exported(plan, files, left_out)
+
+
+def _plan(
+    assembly: Assembly, model: nn.Module, weight_map: WeightMap | None
+) -> tuple[ExportPlan, tuple[str, ...]]:
+    """What to write, and which tensors of the checkpoint are not in it."""
+    weight_map = weight_map or load_weight_map(assembly.hub_map, assembly.roots)
+    if weight_map.config is not None:
+        raise WeightMapError(
+            f"the weight map '{weight_map.name}' is for the names of GGUF files; an export writes "
+            f"safetensors: choose another, such as '{assembly.hub_map}'"
+        )
+    load, own = assembly.plan, assembly.weight_map
+    if load is None or own is None:
+        return export_plan(weight_map, model), ()
+    if weight_map.files[0].samefile(own.files[0]):
+        plan = export_plan(weight_map, model, load.prefix, like=assembly.index)
+        ties = tuple(f"{tie.source}: tied to {tie.tied_to}" for tie in load.ties)
+        return plan.with_copies(item.info for item in load.ignored), ties
+    dtypes = (TORCH_DTYPES.get(piece.info.dtype, torch.float32) for piece in load.pieces)
+    plan = export_plan(weight_map, model).with_dtype(reduce(torch.promote_types, dtypes))
+    return plan, tuple(f"{item.info.name}: {item.reason}" for item in load.ignored)
 
 
 def _check_out(settings: ExportSettings, checkpoint: Path) -> None:

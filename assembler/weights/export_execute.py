@@ -20,7 +20,7 @@ from assembler.errors import CheckpointError
 from assembler.weights.export_plan import ExportPlan, ExportTensor
 from assembler.weights.index import CheckpointIndex
 from assembler.weights.ops import apply_ops, write_back
-from assembler.weights.plan import LoadPlan, Piece, Span
+from assembler.weights.plan import Constant, LoadPlan, Piece, Span
 from assembler.weights.safetensors_index import INDEX_NAME
 from assembler.weights.safetensors_writer import write_safetensors
 
@@ -40,16 +40,23 @@ class ParameterSource(Protocol):
 
 
 class LoadedParameters:
-    """The parameters of loaded modules, one for each rank in order."""
+    """The parameters of loaded modules, one for each rank in order.
 
-    def __init__(self, models_by_rank: Sequence[nn.Module]) -> None:
+    `index` is the checkpoint that they were loaded from, for the tensors that are copied.
+    """
+
+    def __init__(
+        self, models_by_rank: Sequence[nn.Module], index: CheckpointIndex | None = None
+    ) -> None:
+        self._index = index
         self._ranks = [dict(m.named_parameters(remove_duplicate=False)) for m in models_by_rank]
 
     def parameter(self, rank: int, name: str) -> torch.Tensor:
         return self._ranks[rank][name].detach()
 
     def tensor(self, name: str) -> torch.Tensor:
-        raise AssertionError(f"{name}: only a checkpoint has tensors that no parameter holds")
+        assert self._index is not None, f"{name}: no parameter holds it"
+        return self._index.read(name)
 
 
 class CheckpointParameters:
@@ -64,8 +71,11 @@ class CheckpointParameters:
         self._index = index
         self._shapes = {slot.name: slot.layout.shape for slot in plan.parameters}
         self._pieces: defaultdict[str, list[Piece]] = defaultdict(list)
+        self._constants: defaultdict[str, list[Constant]] = defaultdict(list)
         for piece in plan.pieces:
             self._pieces[piece.target].append(piece)
+        for constant in plan.constants:
+            self._constants[constant.target].append(constant)
         self._last: tuple[str, torch.Tensor] | None = None
 
     def parameter(self, rank: int, name: str) -> torch.Tensor:
@@ -78,14 +88,17 @@ class CheckpointParameters:
         return self._index.read(name)
 
     def _make(self, name: str) -> torch.Tensor:
-        pieces = self._pieces[name]
+        pieces, constants = self._pieces[name], self._constants[name]
         values = [apply_ops(piece.ops, self._index.read(piece.source)) for piece in pieces]
-        if len(values) == 1:
+        if len(values) == 1 and not constants:
             return values[0]
-        dtype = reduce(torch.promote_types, (value.dtype for value in values))
+        dtypes = (value.dtype for value in values)
+        dtype = reduce(torch.promote_types, dtypes) if values else torch.float32
         parameter = torch.empty(self._shapes[name], dtype=dtype)
         for piece, value in zip(pieces, values, strict=True):
             _slice(parameter, piece.target_slice).copy_(value)
+        for constant in constants:
+            _slice(parameter, constant.target_slice).fill_(constant.value)
         return parameter
 
 
@@ -112,9 +125,11 @@ def execute_export(
 
     Raises:
         WeightMapError: the plan has findings or loses something; nothing was written.
-        CheckpointError: a value does not fit the type it is to be written as.
+        CheckpointError: a value does not fit the type it is to be written as, or a parameter that
+            the map fills with a constant is something else by now.
     """
     plan.raise_for_findings()
+    _check_constants(plan, source)
     shards = split_shards(plan.tensors, max_shard_size)
     names = shard_names(len(shards))
     for name, tensors in zip(names, shards, strict=True):
@@ -134,6 +149,18 @@ def execute_export(
         content = {"metadata": {"total_size": plan.nbytes}, "weight_map": placed}
         files[-1].write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
     return tuple(files)
+
+
+def _check_constants(plan: ExportPlan, source: ParameterSource) -> None:
+    """No tensor holds what a rule fills in, so that must not have changed."""
+    for rank, constant in plan.constants:
+        parameter = source.parameter(rank, constant.target)
+        values = _slice(parameter, constant.target_slice)
+        if not (values == torch.tensor(constant.value, dtype=values.dtype)).all():
+            raise CheckpointError(
+                f"{constant.target} was filled with {constant.value:g} by the weight map "
+                f"'{plan.map_name}' and has other values now, which no tensor of it holds"
+            )
 
 
 def split_shards(

@@ -87,6 +87,14 @@ class ExportPlan:
         )
         return replace(self, tensors=tuple(tensors))
 
+    def with_dtypes_of(self, model: nn.Module) -> ExportPlan:
+        """The plan with every tensor in the type of the parameter that it is made of."""
+        tensors = (
+            replace(t, dtype=model.get_parameter(t.pieces[0].parameter).dtype) if t.pieces else t
+            for t in self.tensors
+        )
+        return replace(self, tensors=tuple(tensors))
+
     def with_copies(self, infos: Iterable[TensorInfo]) -> ExportPlan:
         """The plan with more tensors, taken as they are from the checkpoint that was read."""
         copies = (ExportTensor(i.name, i.shape, TORCH_DTYPES[i.dtype], copied=i) for i in infos)
@@ -115,8 +123,9 @@ def export_plan(
         model: an assembled model (on meta or loaded). For a tensor-parallel one, any rank's: the
             plan says what each rank gives.
         prefix: stands before every name; default: the first that the map accepts.
-        like: a checkpoint that loads through this map without findings; the tensors are then the
-            same as its own, with the same dtypes. Else they get their parameters' dtypes.
+        like: a checkpoint that loads through this map without findings, whose tensors are then
+            written, with the same dtypes; of several ways that a rule has, the one that the
+            checkpoint took. Without it, tensors get the dtypes of their parameters.
 
     Returns:
         The plan. A map that does not fit the model is not raised but found in `findings`, and what

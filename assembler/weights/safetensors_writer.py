@@ -56,7 +56,7 @@ def write_safetensors(
 
 
 def _header(tensors: Sequence[Described], metadata: Mapping[str, str]) -> bytes:
-    """The length of the JSON and the JSON itself, padded so that values begin at a multiple of 8."""
+    """The length of the JSON, and the JSON padded so that values begin at a multiple of 8."""
     names = {dtype: name for name, dtype in TORCH_DTYPES.items()}
     entries: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0

@@ -1,0 +1,93 @@
+"""Every architecture goes back to disk bit for bit, and transformers loads the result."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from minicpm_reference import write_minicpm
+from parity_cases import CASES, Case
+from safetensors.torch import load_file
+from tiny_checkpoints import make_checkpoint, model_class, reference_logits, token_ids
+
+import assembler
+from assembler.blocks.parallel import TensorParallel
+from assembler.errors import SpecError
+from assembler.exporting import ExportSettings, export_checkpoint, export_model
+from assembler.loading import assemble, load_weights
+
+
+def name_of(case: Case) -> str:
+    return case.name
+
+
+def assert_same_tensors(found: Path, expected: Path) -> None:
+    """Names, shapes, types and every bit."""
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (found, expected))
+    assert set(ours) == set(theirs)
+    for name, value in ours.items():
+        assert value.dtype == theirs[name].dtype and torch.equal(value, theirs[name]), name
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_a_checkpoint_comes_back_bit_for_bit(case: Case, tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    reference = make_checkpoint(case, source)
+    exported = export_checkpoint(assemble(source), ExportSettings(out))
+    assert exported.plan.losses == exported.plan.findings == exported.left_out == ()
+    assert_same_tensors(out, source)
+    assert json.loads((out / "config.json").read_text()) == json.loads(
+        (source / "config.json").read_text()
+    )
+    model, info = model_class(case).from_pretrained(
+        out, output_loading_info=True, attn_implementation="eager", dtype="auto"
+    )
+    assert not info["missing_keys"] and not info["mismatched_keys"]
+    assert torch.equal(
+        reference_logits(model.eval(), token_ids()), reference_logits(reference, token_ids())
+    )
+
+
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_the_ranks_together_write_what_they_read(case: Case, size: int, tmp_path: Path) -> None:
+    """Heads, rows and columns come back from the ranks that hold them, replicated ones once."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    make_checkpoint(case, source)
+    try:
+        ranks = [assemble(source, tp=TensorParallel(rank, size)) for rank in range(size)]
+    except SpecError as refusal:
+        pytest.skip(str(refusal))
+    models = [load_weights(rank) for rank in ranks]
+    export_model(ranks[0], models, ExportSettings(out))
+    assert_same_tensors(out, source)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_minicpm_comes_back_bit_for_bit(tied: bool, tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    write_minicpm(source, tie_word_embeddings=tied)
+    (source / "configuration_minicpm.py").write_text("# code of its own")
+    export_checkpoint(assemble(source), ExportSettings(out))
+    assert_same_tensors(out, source)
+    assert (out / "configuration_minicpm.py").read_text() == "# code of its own"
+
+
+def test_a_second_export_equals_the_first(tmp_path: Path) -> None:
+    """What was exported is itself a checkpoint: shards, another type, then back into one file."""
+    source, shards, out = (tmp_path / name for name in ("source", "shards", "out"))
+    make_checkpoint(CASES[0], source)
+    export_checkpoint(assemble(source), ExportSettings(shards, max_shard_size=20_000))
+    assert len(list(shards.glob("model-*-of-*.safetensors"))) > 3
+    assert assemble(shards).plan.findings == ()
+    export_checkpoint(assemble(shards), ExportSettings(out))
+    assert_same_tensors(out, source)
+    ids = token_ids()
+    logits = [assembler.logits(assembler.load_model(folder), ids) for folder in (source, shards)]
+    assert torch.equal(*logits)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(shards, dtype="auto")
+    torch.testing.assert_close(reference_logits(theirs, ids), logits[0], rtol=0, atol=3e-5)
