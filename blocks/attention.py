@@ -77,7 +77,7 @@ class RopeAttn(nn.Module):
         self.softcap = softcap
         self.scale = dim**-0.5 if scale is None else scale
 
-        q = Part("q", num_heads * dim, unit=dim)
+        q = Part("q", num_heads * dim, unit=dim, bundle=num_heads // kv_heads)
         k = Part("k", kv_heads * dim, unit=dim, replicate=True)
         v = Part("v", kv_heads * dim, unit=dim, replicate=True)
         qkv_path = f"{ctx.path}.qkv"
@@ -89,13 +89,9 @@ class RopeAttn(nn.Module):
         self.norm_full = qk_norm_over == "full"
         self.norm_after_rope = qk_norm_position == "after"
         if qk_norm is not None:
-            if self.norm_full and ctx.tp.size > 1:
-                raise SpecError(
-                    f"{ctx.path}: QK-norm over the full width needs all heads on one rank, "
-                    f"so it cannot run on {ctx.tp.size} tensor-parallel ranks; use tp=1"
-                )
-            self.q_norm = ctx.child(qk_norm, "q_norm", width=q.size if self.norm_full else dim)
-            self.k_norm = ctx.child(qk_norm, "k_norm", width=k.size if self.norm_full else dim)
+            full_q, full_k = (q, k) if self.norm_full else (None, None)
+            self.q_norm = ctx.child(qk_norm, "q_norm", width=dim, part=full_q)
+            self.k_norm = ctx.child(qk_norm, "k_norm", width=dim, part=full_k)
 
         self.rope = None
         if rope is not None:

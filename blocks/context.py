@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from assembler.blocks.parallel import TensorParallel
+from assembler.blocks.parallel import Part, TensorParallel
 from assembler.kernels.paged_batch import PagedBatch
 
 if TYPE_CHECKING:
@@ -39,13 +39,22 @@ class BuildContext:
     max_length: int | None  # longest sequence the model was made for, None if it says nothing
     tp: TensorParallel
     path: str = ""  # dotted module path, for error messages
+    # Set when the ranks share the stream itself, e.g. the queries: which rows each of them holds.
+    # `hidden_size` is the width over all ranks.
+    part: Part | None = None
     # Builds a nested block from its validated spec; set by the assembler (blocks know no registry).
     make: Callable[[BuildContext, Any], nn.Module] = field(repr=False, default=None)  # type: ignore[assignment]
 
-    def child(self, spec: Any, name: str, width: int | None = None) -> nn.Module:
-        """Build the nested block `spec` (a validated field) over `width`, default hidden_size."""
+    def child(
+        self, spec: Any, name: str, width: int | None = None, part: Part | None = None
+    ) -> nn.Module:
+        """Build the nested block `spec` (a validated field) over `width`, default hidden_size.
+
+        With `part` it works on this rank's rows of that part of a stream (and `width` is its size).
+        """
         path = f"{self.path}.{name}" if self.path else name
-        return self.make(replace(self, path=path, hidden_size=width or self.hidden_size), spec)
+        width = part.size if part is not None else width or self.hidden_size
+        return self.make(replace(self, path=path, hidden_size=width, part=part), spec)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The two ends of a model: token and position embeddings, and the head that scores the vocabulary.
 
 Over a tensor-parallel group the vocabulary is split: each rank embeds the tokens of its share and
-the results are summed; each rank scores its share and the logits are gathered.
+the results are summed; each rank scores its share and the logits are gathered. The shares of a
+vocabulary that the ranks do not divide differ by one row.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ class LMHead(nn.Module):
         """[..., tokens, hidden] -> logits [..., rows, vocab]; rows are `ctx.logit_rows`, or all."""
         if ctx.logit_rows is not None:
             x = x.index_select(-2, ctx.logit_rows)
-        return self.tp.all_gather(F.linear(x, self.weight, self.bias))
+        return self.tp.all_gather(F.linear(x, self.weight, self.bias), self.vocab)
 
     def shard_dims(self) -> dict[str, ShardDim]:
         """The vocabulary is split; the weight of a tied head is the embedding's to declare."""

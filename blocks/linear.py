@@ -36,7 +36,7 @@ class ColumnLinear(_LocalLinear):
         tp: TensorParallel,
         path: str = "",
     ) -> None:
-        """Raises `SpecError`, naming `path`, if the group cannot share the parts evenly."""
+        """Raises `SpecError`, naming `path`, if the group cannot share the parts."""
         local_sizes = tuple(len(rows) for rows in tp.local_rows(parts, path))
         super().__init__(in_features, sum(local_sizes), bias=bias)
         self.parts = parts
@@ -67,7 +67,7 @@ class RowLinear(_LocalLinear):
     def __init__(
         self, part: Part, out_features: int, bias: bool, tp: TensorParallel, path: str = ""
     ) -> None:
-        """Raises `SpecError`, naming `path`, if the group cannot share `part` evenly."""
+        """Raises `SpecError`, naming `path`, if the group cannot share `part`."""
         (columns,) = tp.local_rows((part,), path)
         super().__init__(len(columns), out_features, bias=bias)
         self.part = part

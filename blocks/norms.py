@@ -3,6 +3,9 @@
 `norm(x)` normalises. `norm(x, residual)` is the residual addition and the norm in one call, which
 the compiler puts where an equation `x = x + f(...)` is followed by a norm: it returns
 `(norm(residual + x), residual + x)`, bit for bit what the two steps give.
+
+A norm over a stream that tensor-parallel ranks share (QK-norm over the full width) takes its means
+over all of them; its weight is split as the stream is.
 """
 
 from __future__ import annotations
@@ -24,7 +27,43 @@ NormSpec: TypeAlias = Annotated[Any, BlockRole("norm")]
 NormResult: TypeAlias = "torch.Tensor | tuple[torch.Tensor, torch.Tensor]"
 
 
-class RMSNorm(nn.Module):
+class _Norm(nn.Module):
+    """What the norms share: the width they span, whole or split over ranks, and the fused form."""
+
+    role: ClassVar[str] = "norm"
+
+    def __init__(self, ctx: BuildContext, eps: float, leaves: tuple[str, ...]) -> None:
+        super().__init__()
+        self.width = ctx.hidden_size
+        self.part = ctx.part
+        self.tp = ctx.tp
+        self.eps = eps
+        self.split = ctx.part is not None and ctx.tp.size > 1
+        self.shape = (self.width,)
+        if self.split:
+            (rows,) = ctx.tp.local_rows((ctx.part,), ctx.path)
+            self.shape = (len(rows),)
+        for leaf in ("weight", "bias"):
+            weight = nn.Parameter(torch.empty(self.shape)) if leaf in leaves else None
+            self.register_parameter(leaf, weight)
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> NormResult:
+        """[..., width] -> the same shape, or with a residual the pair (normed sum, sum)."""
+        normalise = self._normalise_share if self.split else self._normalise
+        if residual is None:
+            return normalise(x)
+        total = residual + x
+        return normalise(total), total
+
+    def shard_dims(self) -> dict[str, ShardDim]:
+        """Every rank holds all of it, or its rows of the stream that the ranks share."""
+        layout = ShardDim("replicated", (self.width,))
+        if self.part is not None:
+            layout = ShardDim("column", (self.width,), 0, (self.part,))
+        return {leaf: layout for leaf, value in self._parameters.items() if value is not None}
+
+
+class RMSNorm(_Norm):
     """x / sqrt(mean(x²) + eps) * (offset + weight) (Zhang and Sennrich, 2019), in float32.
 
     With `offset: 0` the result is cast back to the input's dtype before the weight multiplies it
@@ -36,8 +75,6 @@ class RMSNorm(nn.Module):
         offset: Added to the stored weight: 1 for checkpoints that store weight - 1 (Gemma), else 0.
     """
 
-    role: ClassVar[str] = "norm"
-
     def __init__(
         self,
         ctx: BuildContext,
@@ -45,18 +82,8 @@ class RMSNorm(nn.Module):
         eps: Annotated[float, Field(ge=0)],
         offset: Literal[0, 1] = 0,
     ) -> None:
-        super().__init__()
-        self.shape = (ctx.hidden_size,)
-        self.eps = eps
+        super().__init__(ctx, eps, ("weight",))
         self.offset = offset
-        self.weight = nn.Parameter(torch.empty(self.shape))
-
-    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> NormResult:
-        """[..., width] -> the same shape, or with a residual the pair (normed sum, sum)."""
-        if residual is None:
-            return self._normalise(x)
-        total = residual + x
-        return self._normalise(total), total
 
     def _normalise(self, x: torch.Tensor) -> torch.Tensor:
         if self.offset:
@@ -66,15 +93,18 @@ class RMSNorm(nn.Module):
             return F.rms_norm(x, self.shape, self.weight, self.eps)
         return F.rms_norm(x, self.shape, None, self.eps) * self.weight
 
-    def shard_dims(self) -> dict[str, ShardDim]:
-        """Every rank holds the whole weight."""
-        return {"weight": ShardDim("replicated", self.shape)}
+    def _normalise_share(self, x: torch.Tensor) -> torch.Tensor:
+        wide = x.float()
+        normed = wide * torch.rsqrt(self.tp.mean(wide.square(), self.part) + self.eps)
+        if self.offset:
+            return (normed * (self.weight.float() + self.offset)).type_as(x)
+        return normed.type_as(x) * self.weight
 
     def extra_repr(self) -> str:
         return f"{self.shape[0]}, eps={self.eps}, offset={self.offset}"
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(_Norm):
     """(x - mean(x)) / sqrt(var(x) + eps) * weight + bias (Ba et al., 2016), in float32.
 
     Args:
@@ -82,28 +112,20 @@ class LayerNorm(nn.Module):
         bias: Whether a bias is added; false for models that only scale (Cohere, MPT).
     """
 
-    role: ClassVar[str] = "norm"
-
     def __init__(
         self, ctx: BuildContext, *, eps: Annotated[float, Field(ge=0)] = 1e-5, bias: bool = True
     ) -> None:
-        super().__init__()
-        self.shape = (ctx.hidden_size,)
-        self.eps = eps
-        self.weight = nn.Parameter(torch.empty(self.shape))
-        self.register_parameter("bias", nn.Parameter(torch.empty(self.shape)) if bias else None)
+        super().__init__(ctx, eps, ("weight", "bias") if bias else ("weight",))
 
-    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> NormResult:
-        """[..., width] -> the same shape, or with a residual the pair (normed sum, sum)."""
-        if residual is None:
-            return F.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
-        total = residual + x
-        return F.layer_norm(total, self.shape, self.weight, self.bias, self.eps), total
+    def _normalise(self, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
 
-    def shard_dims(self) -> dict[str, ShardDim]:
-        """Every rank holds the whole weight and bias."""
-        names = ("weight",) if self.bias is None else ("weight", "bias")
-        return {name: ShardDim("replicated", self.shape) for name in names}
+    def _normalise_share(self, x: torch.Tensor) -> torch.Tensor:
+        wide = x.float()
+        centred = wide - self.tp.mean(wide, self.part)
+        normed = centred * torch.rsqrt(self.tp.mean(centred.square(), self.part) + self.eps)
+        normed = normed * self.weight.float()
+        return (normed if self.bias is None else normed + self.bias.float()).type_as(x)
 
     def extra_repr(self) -> str:
         return f"{self.shape[0]}, eps={self.eps}, bias={self.bias is not None}"

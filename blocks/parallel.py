@@ -3,6 +3,9 @@
 Sharding follows Megatron-LM (Shoeybi et al., 2019): column-parallel weights split their rows (the
 output features, dim 0 of a torch `Linear`), row-parallel weights their columns, and the vocabulary
 is split like a column. A group of size 1 is the ordinary single-process model.
+
+What the ranks cannot share evenly they share unevenly, in whole units: a rank may hold a head more
+than another. No weight is padded; only what is gathered is, on its way between the ranks.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from torch.nn import functional as F
 
 from assembler.errors import SpecError
 
@@ -31,18 +35,30 @@ class TensorParallel:
             torch.distributed.all_reduce(x, group=self.group)
         return x
 
-    def all_gather(self, x: torch.Tensor) -> torch.Tensor:
-        """Concatenate `x` [..., n] of every rank along the last dim -> [..., n * size]."""
+    def all_gather(self, x: torch.Tensor, part: Part) -> torch.Tensor:
+        """Put `x` [..., this rank's rows of `part`] of all ranks together -> [..., part.size].
+
+        Shares that differ in width are padded to the widest for the exchange.
+        """
         if self.size == 1:
             return x
-        pieces = [torch.empty_like(x) for _ in range(self.size)]
-        torch.distributed.all_gather(pieces, x.contiguous(), group=self.group)
-        return torch.cat(pieces, dim=-1)
+        widths = [len(part.rank_rows(rank, self.size)) for rank in range(self.size)]
+        mine = F.pad(x, (0, max(widths) - x.shape[-1])).contiguous()
+        pieces = [torch.empty_like(mine) for _ in widths]
+        torch.distributed.all_gather(pieces, mine, group=self.group)
+        kept = [piece[..., :width] for piece, width in zip(pieces, widths, strict=True)]
+        return torch.cat(kept, dim=-1)
+
+    def mean(self, x: torch.Tensor, part: Part) -> torch.Tensor:
+        """Mean of `x` [..., this rank's rows of `part`] over the rows of all ranks -> [..., 1]."""
+        # A replicated row is summed as often as it is held, so it is counted as often.
+        held = sum(len(part.rank_rows(rank, self.size)) for rank in range(self.size))
+        return self.all_reduce(x.sum(dim=-1, keepdim=True)) / held
 
     def local_rows(self, parts: tuple[Part, ...], path: str) -> tuple[range, ...]:
         """The rows of each part that this rank holds.
 
-        Raises `SpecError`, naming the module at `path`, when a part cannot be shared evenly.
+        Raises `SpecError`, naming the module at `path`, when a part cannot be shared.
         """
         refusals = [reason for part in parts if (reason := part.refusal(self.size))]
         if refusals:
@@ -55,36 +71,49 @@ class Part:
     """One named segment of a fused dimension, e.g. the q rows of a fused qkv weight.
 
     `size` counts rows of the whole model, not of one rank. Rows are dealt out in units of `unit`
-    (head_dim for heads) so that a head never straddles two ranks. With `replicate`, several ranks
-    may hold the same unit (key/value heads when there are more ranks than heads).
+    (head_dim for heads) so that a head never straddles two ranks, as evenly as whole units allow.
+    `bundle` units stay together while there are bundles for all ranks (the query heads that read
+    one key/value head). With `replicate`, several ranks may hold the same unit (key/value heads
+    when there are more ranks than heads).
     """
 
     name: str
     size: int
     unit: int = 1
     replicate: bool = False
+    bundle: int = 1
 
     @property
     def units(self) -> int:
         return self.size // self.unit
 
+    @property
+    def bundles(self) -> int:
+        return self.units // self.bundle
+
     def refusal(self, tp_size: int) -> str | None:
         """Why this part cannot be split over `tp_size` ranks, or None if it can."""
-        if self.units % tp_size == 0:
-            return None
-        if self.replicate and tp_size % self.units == 0:
+        if tp_size <= self.bundles:
             return None
         noun = "rows" if self.unit == 1 else f"units of {self.unit} rows"
-        return f"'{self.name}' has {self.units} {noun}, which {tp_size} ranks cannot share evenly"
+        has = f"'{self.name}' has {self.units} {noun}"
+        if not self.replicate and tp_size > self.units:
+            return f"{has}, too few for {tp_size} ranks"
+        if tp_size % self.bundles == 0:
+            return None
+        if self.replicate:
+            return f"{has}, which {tp_size} ranks, no multiple of {self.units}, cannot share"
+        return f"{has} in {self.bundles} groups, which {tp_size} ranks cannot share"
 
     def rank_rows(self, rank: int, tp_size: int) -> range:
         """The rows of the whole part that `rank` holds (a contiguous range)."""
         assert self.refusal(tp_size) is None, self.refusal(tp_size)
-        if self.units >= tp_size:
-            rows = self.size // tp_size
-            return range(rank * rows, (rank + 1) * rows)
-        first = rank * self.units // tp_size * self.unit
-        return range(first, first + self.unit)
+        if self.replicate and tp_size > self.units:
+            first = rank * self.units // tp_size * self.unit
+            return range(first, first + self.unit)
+        together = self.bundle if tp_size <= self.bundles else 1
+        dealt, rows = self.units // together, self.unit * together
+        return range(rank * dealt // tp_size * rows, (rank + 1) * dealt // tp_size * rows)
 
 
 @dataclass(frozen=True)

@@ -35,11 +35,7 @@ CONF_OF = {
 # Heads, the vocabulary and the MLP's width have to divide; these are the sizes where they do.
 TENSOR_PARALLEL_SIZES = {
     "gemma-3-1b": (1, 2, 4),  # 4 query heads
-    "gpt2": (1,),  # a vocabulary of 50257
-    "minicpm-2b": (1,),  # a vocabulary of 122753
-    "pythia-160m": (1, 2, 4),  # 12 heads
-    "qwen2.5-7b": (1, 2, 4),  # 28 query heads
-    "smollm2-135m": (1,),  # 9 query heads
+    "smollm2-135m": (1, 2),  # 3 key heads, which 4 or 8 ranks can neither deal out nor replicate
 }
 
 
@@ -78,7 +74,7 @@ def test_the_model_has_the_published_number_of_parameters(release: Release) -> N
 
 def test_the_map_covers_every_tensor(release: Release) -> None:
     plan = _plan(release, TensorParallel())
-    assert plan.findings == ()
+    assert plan.errors == ()
     assert plan.totals.tensors_covered == plan.totals.tensors == len(release.tensors)
     assert plan.totals.parameters_filled == plan.totals.parameters
     used = {piece.source for piece in plan.pieces}
@@ -88,12 +84,12 @@ def test_the_map_covers_every_tensor(release: Release) -> None:
 @pytest.mark.parametrize("size", [2, 4, 8])
 def test_tensor_parallel_ranks_are_covered_or_refused(release: Release, size: int) -> None:
     if size not in TENSOR_PARALLEL_SIZES.get(release.name, (1, 2, 4, 8)):
-        with pytest.raises(SpecError, match="cannot share evenly"):
+        with pytest.raises(SpecError, match=r"cannot share|too few"):
             _plan(release, TensorParallel(0, size))
         return
     for rank in {0, size - 1}:
         plan = _plan(release, TensorParallel(rank, size))
-        assert plan.findings == ()
+        assert plan.errors == ()
         assert plan.totals.parameters_filled == plan.totals.parameters
 
 

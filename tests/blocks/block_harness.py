@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from assembler.blocks.context import BuildContext
-from assembler.blocks.parallel import ShardDim, TensorParallel
+from assembler.blocks.parallel import Part, ShardDim, TensorParallel
 
 
 def build_context(
@@ -93,7 +93,7 @@ class ThreadRank(TensorParallel):
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         return sum(self.group.exchange(self.rank, x))
 
-    def all_gather(self, x: torch.Tensor) -> torch.Tensor:
+    def all_gather(self, x: torch.Tensor, part: Part) -> torch.Tensor:
         return torch.cat(list(self.group.exchange(self.rank, x)), dim=-1)
 
 

@@ -173,8 +173,7 @@ def test_more_ranks_than_key_heads_share_them():
     [
         ({"num_heads": 5}, 1, "num_heads 5 is not a multiple of num_kv_heads 2"),
         ({"num_heads": 4, "head_dim": None}, 1, "hidden_size 42 is not a multiple of num_heads 4"),
-        ({}, 4, r"qkv: 'q' has 6 units of 8 rows, which 4 ranks.*'k'|qkv: 'q' has 6"),
-        ({"qk_norm": RMS, "qk_norm_over": "full"}, 2, "QK-norm over the full width.*use tp=1"),
+        ({}, 5, "qkv: 'q' has 6 units of 8 rows in 2 groups, which 5 ranks.*'k' has 2 units"),
         ({"rope": RopeSettings(partial=0.4)}, 1, "gives 3 rotated dimensions"),
     ],
 )

@@ -101,5 +101,5 @@ def test_vocabulary_is_split_over_ranks():
 
 @pytest.mark.parametrize("block", [Embedding, LMHead])
 def test_vocabulary_that_ranks_cannot_share_is_refused(block):
-    with pytest.raises(SpecError, match=r"embed: 'vocab' has 60 rows, which 8 ranks"):
-        block(build_context(WIDTH, VOCAB, tp=TensorParallel(size=8), path="embed"))
+    with pytest.raises(SpecError, match=r"embed: 'vocab' has 60 rows, too few for 61 ranks"):
+        block(build_context(WIDTH, VOCAB, tp=TensorParallel(size=61), path="embed"))

@@ -64,9 +64,9 @@ def test_no_bias_declares_none():
 
 
 def test_impossible_split_is_refused_when_building():
-    tp = TensorParallel(size=4)
+    tp = TensorParallel(size=12)
     with pytest.raises(
-        SpecError, match=r"layers\.0\.attn\.qkv: 'q' has 6 units of 4 rows.*4 ranks"
+        SpecError, match=r"layers\.0\.attn\.qkv: 'q' has 6 units of 4 rows.*12 ranks"
     ):
         ColumnLinear(10, PARTS, False, tp, path="layers.0.attn.qkv")
     with pytest.raises(SpecError, match=r"mlp\.down: 'intermediate' has 10 rows"):

@@ -66,6 +66,6 @@ def test_every_activation_trains(block):
 
 @pytest.mark.parametrize(("block", "name"), [(GatedMLP, "gate_up: 'gate'"), (MLP, "up: 'up'")])
 def test_width_that_ranks_cannot_share_is_refused(block, name):
-    ctx = build_context(WIDTH, tp=TensorParallel(size=3), path="layers.2.mlp")
+    ctx = build_context(WIDTH, tp=TensorParallel(size=60), path="layers.2.mlp")
     with pytest.raises(SpecError, match=rf"layers\.2\.mlp\.{name} has 56 rows"):
         block(ctx, intermediate_size=INNER, activation="silu")

@@ -12,7 +12,7 @@ from assembler.blocks.attention import RopeAttn
 from assembler.blocks.context import ForwardContext
 from assembler.blocks.embedding import Embedding, LMHead
 from assembler.blocks.mlp import MLP, GatedMLP
-from assembler.blocks.norms import RMSNorm
+from assembler.blocks.norms import LayerNorm, RMSNorm
 from assembler.blocks.parallel import TensorParallel
 from assembler.blocks.rope import RopeSettings
 
@@ -43,23 +43,44 @@ def check(block, fields: dict, size: int, call) -> None:
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("size", [2, 4, 8])
+@pytest.mark.parametrize("size", [2, 4, 6, 8])
 def test_attention_split_by_heads_and_with_replicated_key_heads(size):
     x = randn(2, LENGTH, 48)
     check(RopeAttn, ATTENTION, size, lambda attn: attn(x, ForwardContext.dense(LENGTH)))
 
 
-@pytest.mark.parametrize("block", [GatedMLP, MLP])
-def test_feed_forward(block):
+@pytest.mark.parametrize("size", [2, 3, 6])
+def test_attention_with_more_heads_on_one_rank_than_on_another(size):
     x = randn(2, LENGTH, 48)
-    check(block, FEED_FORWARD, 4, lambda mlp: mlp(x))
+    fields = {**ATTENTION, "num_heads": 9, "num_kv_heads": 3}
+    check(RopeAttn, fields, size, lambda attn: attn(x, ForwardContext.dense(LENGTH)))
+
+
+@pytest.mark.parametrize("position", ["before", "after"])
+@pytest.mark.parametrize(
+    "norm", [partial(RMSNorm, eps=2e-3), partial(RMSNorm, eps=2e-3, offset=1), LayerNorm]
+)
+@pytest.mark.parametrize("size", [2, 8])
+def test_full_width_qk_norm_takes_its_means_over_all_ranks(size, norm, position):
+    x = randn(2, LENGTH, 48)
+    fields = {**ATTENTION, "qk_norm": norm, "qk_norm_over": "full", "qk_norm_position": position}
+    check(RopeAttn, fields, size, lambda attn: attn(x, ForwardContext.dense(LENGTH)))
+
+
+@pytest.mark.parametrize("size", [4, 5])
+@pytest.mark.parametrize("block", [GatedMLP, MLP])
+def test_feed_forward(block, size):
+    x = randn(2, LENGTH, 48)
+    check(block, FEED_FORWARD, size, lambda mlp: mlp(x))
 
 
 def test_embedding_sums_the_shares_and_scales_once():
     tokens = torch.tensor([[0, 19, 20, 39, 59]])
-    check(Embedding, {"scale": 7.0}, 3, lambda embed: embed(tokens))
+    for size in (3, 7):
+        check(Embedding, {"scale": 7.0}, size, lambda embed: embed(tokens))
 
 
 def test_head_gathers_the_logits():
     x = randn(2, LENGTH, 48)
-    check(LMHead, {"bias": True}, 3, lambda head: head(x, CTX))
+    for size in (3, 7):
+        check(LMHead, {"bias": True}, size, lambda head: head(x, CTX))
