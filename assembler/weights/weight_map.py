@@ -16,6 +16,7 @@ from assembler.blocks.parallel import ShardKind
 from assembler.errors import WeightMapError, did_you_mean
 from assembler.weights.gguf_config import Field, Header, parse_config, translate_config
 from assembler.weights.ignores import Ignore, parse_ignores
+from assembler.weights.map_checks import rule_conflicts
 from assembler.weights.map_rules import Rule, parse_rule
 from assembler.weights.map_scopes import Scope, flatten_scope, merge_scopes, read_scope
 from assembler.weights.pattern import parse_target
@@ -59,6 +60,7 @@ def load_weight_map(name_or_path: str | Path, search_dirs: Sequence[str | Path] 
         _check_top_level(marked)
     problems: list[str] = []
     rules = _rules(chain, problems)
+    problems += [] if problems else rule_conflicts(rules)
     rules = _with_tp(rules, chain, problems)
     ignore = _attempt(problems, parse_ignores, chain) or ()
     config = _attempt(problems, _config, chain)

@@ -245,12 +245,6 @@ BROKEN_MAPS: dict[str, tuple[str, str, list[tuple[str, str]], str]] = {
         [("dead_rule", "norm")],
         r"rules for its parameters take them all",
     ),
-    "two rules for one parameter": (
-        "  norm: model.norm\n",
-        "  norm: model.norm\n  layers.0.mlp.down: other\n",
-        [("map", "layers.0.mlp.down.weight")],
-        r"two rules fill it: 'layers\.0\.mlp\.down' .* and 'layers\.\{i\}\.mlp\.down'",
-    ),
     "one tensor for two": (
         "    mlp.down: mlp.down_proj\n",
         "    mlp.down: self_attn.o_proj\n",
