@@ -144,7 +144,7 @@ def test_what_a_conf_may_not_say(text: str, message: str) -> None:
         ("weight: {}", "('weight' was unexpected)"),
         ("prefixes: [model]", "prefixes.0: 'model' does not match"),
         ("tp: {colum: [a]}", "('colum' was unexpected)"),
-        ("ignore: {a: 3}", "ignore.a: 3 is not of type 'string', 'null'"),
+        ("ignore: {a: 3}", "ignore.a: 3 is not "),
         ("weights: {a: 3}", "weights.a: 3 is not valid"),
         ("weights: {a: {from: b, transpoze: true}}", "weights.a: "),
         ("weights: {a: {from: b, transpose: 1}}", "weights.a: "),
