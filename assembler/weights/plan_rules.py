@@ -15,6 +15,7 @@ from assembler.weights.pattern import PatternTree
 from assembler.weights.recipes import Misfit, Recipe, Way, make_ways
 from assembler.weights.siblings import Siblings
 from assembler.weights.weight_map import WeightMap
+from assembler.weights.yaml_marks import display_path
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ def split_issues(rule: Rule, slot: ParameterSlot, model: ModelParameters) -> Ite
 def _no_rule(slot: ParameterSlot, weight_map: WeightMap) -> Issue:
     hint = did_you_mean(_general(slot.module), [rule.target.text for rule in weight_map.rules])
     message = f"no rule of the weight map '{weight_map.name}' fills it"
-    return Issue("missing", slot.name, message, (), str(weight_map.files[0]), hint)
+    where = display_path(weight_map.files[0])
+    return Issue("missing", slot.name, message, (), where, hint)
 
 
 def _idle_rules(

@@ -8,6 +8,7 @@ from assembler.weights.index import TensorInfo
 from assembler.weights.issues import Issue
 from assembler.weights.recipes import Recipe
 from assembler.weights.weight_map import WeightMap
+from assembler.weights.yaml_marks import display_path
 
 
 def choose_prefix(
@@ -32,7 +33,7 @@ def foreign_prefix(
             continue
         prefix = tensor.removesuffix(wanted[0])
         if all(prefix + name in tensors for name in wanted):
-            file = str(weight_map.files[0])
+            file = display_path(weight_map.files[0])
             message = f"every name of the checkpoint stands under '{prefix}'"
             hint = f"Add '{prefix}' to `prefixes` of {file}."
             yield Issue("map", weight_map.name, message, (), file, hint)
