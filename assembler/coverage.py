@@ -18,6 +18,7 @@ from assembler.command_line import Arguments, describe_options, parse_arguments,
 from assembler.engine.options import Options
 
 if TYPE_CHECKING:
+    from assembler.loading import Assembly
     from assembler.weights.report import CoverageReport
 
 USAGE = """\
@@ -75,34 +76,35 @@ def _check(options: CoverageOptions, arguments: Arguments, size: int) -> Coverag
     The rows are those of rank 0, the findings those of every rank.
     """
     from assembler.errors import SpecError
+    from assembler.exporting import find_losses_of
+    from assembler.weights.report import coverage_report
 
-    reports = []
+    ranks = []
     for rank in range(size):
         try:
-            reports.append(_report(options, arguments, rank, size))
+            ranks.append(_assemble(options, arguments, rank, size))
         except SpecError as error:
             if size == 1:
                 raise
-            _report(options, arguments, 0, 1)  # raises as well unless the split is the reason
+            _assemble(options, arguments, 0, 1)  # raises as well unless the split is the reason
             return str(error)
-    findings = dict.fromkeys(finding for report in reports for finding in report.findings)
-    return replace(reports[0], findings=tuple(findings))
+    findings = dict.fromkeys(finding for each in ranks for finding in each.plan.findings)
+    report = replace(coverage_report(ranks[0].plan), findings=tuple(findings))
+    return replace(report, writes_back=find_losses_of(ranks)) if report.complete else report
 
 
-def _report(options: CoverageOptions, arguments: Arguments, rank: int, size: int) -> CoverageReport:
+def _assemble(options: CoverageOptions, arguments: Arguments, rank: int, size: int) -> Assembly:
     """What one rank would load."""
     from assembler.blocks.parallel import TensorParallel
     from assembler.loading import assemble
-    from assembler.weights.report import coverage_report
 
-    assembly = assemble(
+    return assemble(
         options.checkpoint,
         options.conf,
         arguments.overrides,
         search_path=arguments.search_path,
         tp=TensorParallel(rank, size),
     )
-    return coverage_report(assembly.plan)
 
 
 def _print_json(reports: dict[int, CoverageReport], refusals: dict[int, str]) -> None:

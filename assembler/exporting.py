@@ -29,6 +29,7 @@ from assembler.weights.export_execute import (
 from assembler.weights.export_plan import ExportPlan, export_plan
 from assembler.weights.tensor_data import TORCH_DTYPES
 from assembler.weights.weight_map import WeightMap, load_weight_map
+from assembler.weights.write_back import find_losses, pieces_by_tensor
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
@@ -112,6 +113,21 @@ def export_model(
     source = LoadedParameters(models_by_rank, assembly.index)
     plan, files = _write(assembly, settings, plan, source, None)
     return Exported(plan, files, left_out)
+
+
+def find_losses_of(ranks: Sequence[Assembly]) -> tuple[str, ...]:
+    """Why an export of a checkpoint that loads would not be exact, from its headers alone.
+
+    Args:
+        ranks: the assembly of each tensor-parallel rank, in order; one where there is one.
+    """
+    first = ranks[0]
+    assert first.weight_map is not None and first.index is not None
+    if first.index.format == "gguf":  # written with the Hub's names
+        plan, _ = _plan(first, first.model, None)
+        return tuple(map(str, (*plan.findings, *plan.losses)))
+    pieces = pieces_by_tensor([rank.plan.pieces for rank in ranks if rank.plan is not None])
+    return tuple(map(str, find_losses(first.weight_map, pieces)))
 
 
 def _plan(

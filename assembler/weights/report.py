@@ -44,6 +44,7 @@ class CoverageReport:
     findings: tuple[Finding, ...]
     totals: Totals
     tp_size: int
+    writes_back: tuple[str, ...] | None = None  # what an export cannot restore; None: not known
 
     @property
     def complete(self) -> bool:
@@ -77,6 +78,7 @@ class CoverageReport:
                 for names, reason, nbytes in self.ignored
             ],
             "findings": [asdict(finding) for finding in self.findings],
+            "writes_back": None if self.writes_back is None else list(self.writes_back),
         }
 
     def to_rich(self) -> Group:

@@ -21,6 +21,9 @@ def render_report(report: CoverageReport) -> Group:
     parts += [Text(f"tied: {tie}", style="dim") for tie in report.ties]
     for names, reason, nbytes in report.ignored:
         parts.append(Text(f"ignored: {names} ({format_bytes(nbytes)}): {reason}", style="dim"))
+    if report.writes_back is not None:
+        losses = [f"not: {loss}" for loss in report.writes_back] or ["all"]
+        parts += [Text(f"writes back: {line}", style="dim") for line in losses]
     for finding in report.findings:
         style = "red" if finding.severity == "error" else "yellow"
         parts.append(Text(str(finding), style=style))
