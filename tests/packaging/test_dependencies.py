@@ -11,8 +11,8 @@ tomllib = pytest.importorskip("tomllib", reason="part of Python since 3.11")
 
 # Distributions whose import name is another one than their own.
 IMPORT_NAMES = {"hydra_core": "hydra", "pyyaml": "yaml"}
-# Run by the tests and by .ci/run, as `python -m`, rather than imported.
-TOOLS = {"build", "ruff"}
+# Used by the tests and by .ci/run without an import: run as `python -m`, or by transformers.
+TOOLS = {"build", "ruff", "accelerate"}
 
 
 def import_names(requirements: list[str]) -> set[str]:
