@@ -239,4 +239,5 @@ def write_back(ops: Sequence[Op], value: torch.Tensor, into: torch.Tensor) -> No
     rearranged = op.apply(into)
     write_back(rest, value, rearranged)
     assert op.inverse is not None, f"{op} is neither a view nor invertible"
-    into.copy_(op.inverse.apply(rearranged))
+    if rearranged.untyped_storage().data_ptr() != into.untyped_storage().data_ptr():
+        into.copy_(op.inverse.apply(rearranged))

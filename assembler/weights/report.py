@@ -93,11 +93,13 @@ def coverage_report(plan: LoadPlan) -> CoverageReport:
     by_target: dict[str, list[Piece]] = {slot.name: [] for slot in plan.parameters}
     for piece in plan.pieces:
         by_target[piece.target].append(piece)
+    notes = _notes(plan)
     groups: dict[tuple, list[ParameterSlot]] = {}
     for slot in plan.parameters:
-        if by_target[slot.name]:
-            groups.setdefault(_likeness(slot, by_target[slot.name]), []).append(slot)
-    rows = [row for slots in groups.values() for row in _rows(slots, by_target)]
+        if by_target[slot.name] or slot.name in notes:
+            alike = (*_likeness(slot, by_target[slot.name]), notes.get(slot.name))
+            groups.setdefault(alike, []).append(slot)
+    rows = [row for slots in groups.values() for row in _rows(slots, by_target, notes)]
     order = {slot.name: n for n, slot in enumerate(plan.parameters)}
     rows.sort(key=lambda item: order[item[0]])
     map_name = f"weight map '{plan.map_name}'"
@@ -123,6 +125,18 @@ def format_bytes(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+def _notes(plan: LoadPlan) -> dict[str, tuple[str, ...]]:
+    """What the pieces of a parameter do not tell: its constants and the type it keeps."""
+    notes: dict[str, tuple[str, ...]] = {}
+    for constant in plan.constants:
+        place = "".join(f"rows {s.start}:{s.stop} " for s in constant.target_slice)
+        line = f"{place}= {constant.value:g}"
+        notes[constant.target] = (*notes.get(constant.target, ()), line)
+    for name, dtype in plan.dtypes.items():
+        notes[name] = (*notes.get(name, ()), f"kept in {dtype}")
+    return notes
+
+
 def _likeness(slot: ParameterSlot, pieces: Iterable[Piece]) -> tuple:
     """Equal for parameters that share a row: all but the indices in their names is the same."""
     sources = dict.fromkeys((blank_indices(p.source)[0], p.info.dtype, p.ops) for p in pieces)
@@ -131,7 +145,9 @@ def _likeness(slot: ParameterSlot, pieces: Iterable[Piece]) -> tuple:
 
 
 def _rows(
-    slots: list[ParameterSlot], by_target: Mapping[str, list[Piece]]
+    slots: list[ParameterSlot],
+    by_target: Mapping[str, list[Piece]],
+    notes: Mapping[str, tuple[str, ...]],
 ) -> Iterable[tuple[str, Row]]:
     """(first parameter, row) for parameters alike; several where their indices are no range."""
     layouts = {slot.name: slot for slot in slots}
@@ -145,13 +161,13 @@ def _rows(
         texts = [fold_text(names) for _, names in sorted(forms.values(), key=lambda item: item[0])]
         row = Row(
             target=_without_leaf(fold.text),
-            sources=_without_leaf(merge_names(texts)),
+            sources=_without_leaf(merge_names(texts)) if texts else "",
             count=len(fold.names),
             shape=first.layout.shape,
             dtype="/".join(sorted({piece.info.dtype for piece in pieces})),
             nbytes=sum(piece.nbytes for piece in pieces),
             split="" if first.layout.kind == "replicated" else first.layout.kind,
-            ops=_op_lines(by_target[first.name]),
+            ops=(*_op_lines(by_target[first.name]), *notes.get(first.name, ())),
         )
         yield first.name, row
 

@@ -15,8 +15,9 @@ from assembler.blocks.embedding import Embedding, LMHead
 from assembler.blocks.linear import ColumnLinear, RowLinear
 from assembler.blocks.norms import RMSNorm
 from assembler.blocks.parallel import Part, ShardDim, TensorParallel
+from assembler.weights.execute import execute_plan, materialize
 from assembler.weights.index import CheckpointIndex, read_checkpoint_index
-from assembler.weights.plan import LoadPlan
+from assembler.weights.plan import LoadPlan, plan_load
 from assembler.weights.weight_map import WeightMap, load_weight_map
 
 MAP = """\
@@ -165,3 +166,33 @@ def write_map(folder: Path, text: str = MAP, name: str = "tiny") -> WeightMap:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     return load_weight_map(name, [folder])
+
+
+def lone(layout: ShardDim, path: str = "x", tp: TensorParallel | None = None) -> nn.Module:
+    """A model of one module with the parameter `weight`, on meta."""
+    return several({path: layout}, tp)
+
+
+def several(layouts: dict[str, ShardDim], tp: TensorParallel | None = None) -> nn.Module:
+    """A model of modules with one parameter each, by path ("x" or "x.bias" for another leaf)."""
+    root = nn.Module()
+    root.tp = tp or TensorParallel()
+    with torch.device("meta"):
+        for path, layout in layouts.items():
+            leaf = "bias" if path.endswith(".bias") else "weight"
+            nest(root, path.removesuffix(".bias"), Leaf(layout, leaf, root.tp))
+    return root
+
+
+def load_parameters(
+    model: nn.Module,
+    weight_map: WeightMap,
+    index: CheckpointIndex,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, torch.Tensor]:
+    """Plan, materialize and execute; the model's parameters."""
+    plan = plan_load(weight_map, model, index)
+    plan.raise_for_findings()
+    materialize(model, "cpu", dtype, plan.dtypes)
+    execute_plan(plan, model, index)
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
