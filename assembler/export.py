@@ -116,6 +116,12 @@ def _report(options: ExportOptions, exported: Exported) -> None:
         print(f"copied as they are: {copied} tensors that the map ignores", file=sys.stderr)
     for reason in exported.left_out:
         print(f"left out: {reason}", file=sys.stderr)
+    if options.map is not None:
+        print(
+            "config.json names the checkpoint's architecture: a reader of it has to know the names "
+            f"of the weight map '{plan.map_name}'",
+            file=sys.stderr,
+        )
     print(
         f"{options.out}: {len(plan.tensors)} tensors, {format_bytes(plan.nbytes)} in "
         f"{files} file{'s' * (files > 1)}, weight map '{plan.map_name}'"

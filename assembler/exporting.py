@@ -27,6 +27,7 @@ from assembler.weights.export_execute import (
     execute_export,
 )
 from assembler.weights.export_plan import ExportPlan, export_plan
+from assembler.weights.index import TensorInfo
 from assembler.weights.tensor_data import TORCH_DTYPES
 from assembler.weights.weight_map import WeightMap, load_weight_map
 from assembler.weights.write_back import find_losses, pieces_by_tensor
@@ -85,6 +86,8 @@ def export_checkpoint(
         check_tie(tie, index)
     plan, files = _write(assembly, settings, plan, CheckpointParameters(load, index), progress)
     index.close()
+    if not assembly.config:
+        left_out = (*left_out, "config.json: the checkpoint has none")
     return Exported(plan, files, left_out)
 
 
@@ -147,17 +150,15 @@ def _plan(
         plan = export_plan(weight_map, model, load.prefix, like=assembly.index)
         ties = tuple(f"{tie.source}: tied to {tie.tied_to}" for tie in load.ties)
         return plan.with_copies(item.info for item in load.ignored), ties
-    dtypes = (TORCH_DTYPES.get(piece.info.dtype, torch.float32) for piece in load.pieces)
-    plan = export_plan(weight_map, model).with_dtype(reduce(torch.promote_types, dtypes))
+    widest = reduce(torch.promote_types, (_dtype(piece.info) for piece in load.pieces))
+    plan = export_plan(weight_map, model).with_dtype(widest)
     return plan, tuple(f"{item.info.name}: {item.reason}" for item in load.ignored)
 
 
 def _check_out(settings: ExportSettings, checkpoint: Path) -> None:
     """Refuse what cannot work before anything is read."""
     check_free(settings.out, overwrite=settings.overwrite)
-    if settings.out.exists() and settings.out.samefile(
-        checkpoint if checkpoint.is_dir() else checkpoint.parent
-    ):
+    if settings.out.exists() and settings.out.samefile(_folder(checkpoint)):
         raise OptionError(f"out={settings.out}: is where the checkpoint is; choose another folder")
 
 
@@ -186,7 +187,7 @@ def _write(
             files = execute_export(
                 plan, source, folder, max_shard_size=settings.max_shard_size, progress=count
             )
-            _write_beside(assembly, plan, settings.dtype, folder)
+            _write_beside(assembly, plan, folder)
         except OSError as error:
             reason = error.strerror or str(error)
             raise CheckpointError(f"{settings.out}: cannot be written: {reason}") from error
@@ -201,20 +202,25 @@ def _check_room(folder: Path, nbytes: int) -> None:
         )
 
 
-def _write_beside(
-    assembly: Assembly, plan: ExportPlan, dtype: torch.dtype | None, folder: Path
-) -> None:
+def _write_beside(assembly: Assembly, plan: ExportPlan, folder: Path) -> None:
     """Write config, tokenizer and what else stands beside the weights."""
-    if assembly.index is not None and assembly.index.format == "gguf":
-        name = _name(dtype or reduce(torch.promote_types, (t.dtype for t in plan.tensors)))
-        write_gguf_files(assembly.index.metadata, assembly.config, folder, name)
+    index = assembly.index
+    weights = [t for t in plan.tensors if t.pieces and not t.keeps_dtype] or plan.tensors
+    dtype = str(reduce(torch.promote_types, (t.dtype for t in weights))).removeprefix("torch.")
+    if index is not None and index.format == "gguf":
+        write_gguf_files(index.metadata, assembly.config, folder, dtype)
         return
-    path = assembly.path
-    own = path if path.is_dir() else path.parent
-    copy_files(own, folder, assembly.config)
+    copy_files(_folder(assembly.path), folder, assembly.config)
     if assembly.config:
-        write_config(assembly.config, folder, None if dtype is None else _name(dtype))
+        listed = {} if index is None else index.tensors
+        same = all(t.name in listed and t.dtype == _dtype(listed[t.name]) for t in plan.tensors)
+        write_config(assembly.config, folder, None if same else dtype)
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _dtype(info: TensorInfo) -> torch.dtype:
+    """The type in which a tensor is read: float32 for the formats that are dequantised."""
+    return TORCH_DTYPES.get(info.dtype, torch.float32)
+
+
+def _folder(checkpoint: Path) -> Path:
+    return checkpoint if checkpoint.is_dir() else checkpoint.parent

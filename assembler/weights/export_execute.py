@@ -80,7 +80,8 @@ class CheckpointParameters:
 
     def parameter(self, rank: int, name: str) -> torch.Tensor:
         if self._last is None or self._last[0] != name:
-            self._last = None  # let go of the one before first
+            self._last = None  # let go of the one before, and of the pages of the files it lay in
+            self._index.close()
             self._last = (name, self._make(name))
         return self._last[1]
 

@@ -46,6 +46,11 @@ def pieces_by_tensor(
     pieces_by_rank: Sequence[Iterable[Piece]],
 ) -> dict[str, list[RankPiece]]:
     """Tensor -> the pieces read from it. What several ranks read alike is the first one's."""
+    if len(pieces_by_rank) == 1:
+        alone: dict[str, list[RankPiece]] = {}
+        for piece in pieces_by_rank[0]:
+            alone.setdefault(piece.source, []).append(RankPiece(0, piece))
+        return alone
     found: dict[str, dict[tuple, RankPiece]] = {}
     for rank, pieces in enumerate(pieces_by_rank):
         for piece in pieces:
@@ -84,9 +89,9 @@ def _reasons(
     pieces: Sequence[Piece], share_read: Callable[[tuple[Op, ...], Shape], Fraction]
 ) -> Iterable[tuple[str, bool]]:
     """Why a tensor is not what its pieces give back, and whether it is only rounding."""
-    for reason in dict.fromkeys(op.loss for piece in pieces for op in piece.ops):
-        if reason is not None:
-            yield f"loses {reason}", True
+    losses = [loss for piece in pieces for op in piece.ops if (loss := op.loss) is not None]
+    for loss in dict.fromkeys(losses):
+        yield f"loses {loss}", True
     covered = sum(share_read(piece.ops, piece.info.shape) for piece in pieces)
     if covered != 1:
         yield f"the model holds {float(covered):.1%} of its values", False

@@ -18,6 +18,7 @@ from assembler.blocks.parallel import TensorParallel
 from assembler.errors import SpecError
 from assembler.exporting import ExportSettings, export_checkpoint, export_model
 from assembler.loading import assemble, load_weights
+from assembler.weights.weight_map import load_weight_map
 
 
 def name_of(case: Case) -> str:
@@ -75,6 +76,40 @@ def test_minicpm_comes_back_bit_for_bit(tied: bool, tmp_path: Path) -> None:
     export_checkpoint(assemble(source), ExportSettings(out))
     assert_same_tensors(out, source)
     assert (out / "configuration_minicpm.py").read_text() == "# code of its own"
+
+
+def test_another_map_writes_its_own_names(tmp_path: Path) -> None:
+    """Phi-3 fuses what Llama keeps apart; the same model under Llama's names."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    make_checkpoint(next(case for case in CASES if case.name == "phi3-window-partial"), source)
+    export_checkpoint(assemble(source), ExportSettings(out), load_weight_map("llama"))
+    theirs, ours = (load_file(folder / "model.safetensors") for folder in (source, out))
+    at = "model.layers.1"
+    for fused, parts in (
+        ("self_attn.qkv_proj", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+        ("mlp.gate_up_proj", ("mlp.gate_proj", "mlp.up_proj")),
+    ):
+        joined = torch.cat([ours.pop(f"{at}.{part}.weight") for part in parts])
+        assert torch.equal(joined, theirs[f"{at}.{fused}.weight"])
+    assert torch.equal(ours["lm_head.weight"], theirs["lm_head.weight"])
+
+
+def test_what_was_changed_in_memory_is_written(tmp_path: Path) -> None:
+    """The module of a tied bfloat16 model, trained on, in its own type; nothing twice."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    reference = make_checkpoint(next(case for case in CASES if case.name == "qwen2-tied"), source)
+    assembly = assemble(source)
+    model = load_weights(assembly, torch.bfloat16)
+    with torch.no_grad():
+        model.embed.weight.mul_(2)
+    export_model(assembly, [model], ExportSettings(out))
+    found, expected = load_file(out / "model.safetensors"), reference.state_dict()
+    assert set(found) == set(expected) - {"lm_head.weight"}
+    for name, value in found.items():
+        factor = 2 if name == "model.embed_tokens.weight" else 1
+        assert value.dtype == torch.bfloat16
+        assert torch.equal(value, factor * expected[name].bfloat16()), name
+    assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
 
 
 def test_a_second_export_equals_the_first(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ def process(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("command", ["generate", "coverage", "schema"])
+@pytest.mark.parametrize("command", ["generate", "coverage", "export", "schema"])
 def test_help_does_not_wait_for_torch(command: str):
     code = (
         f"import sys; from assembler.{command} import main; main(['--help']); "

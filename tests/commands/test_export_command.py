@@ -123,6 +123,7 @@ def test_a_map_of_ones_own(run: Run, tiny: Path, tmp_path: Path):
     )
     result = run(export, f"checkpoint={tiny}", "out=x", "map=joined")
     assert result.out.endswith("weight map 'joined'\n")
+    assert "has to know the names of the weight map 'joined'" in result.err
     found, source = load_file("x/model.safetensors"), load_file(tiny / "model.safetensors")
     parts = [source[f"model.layers.1.self_attn.{name}_proj.weight"] for name in "vkq"]
     assert torch.equal(found["model.layers.1.qkv.weight"], torch.cat(parts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 
 import pytest
@@ -241,6 +242,16 @@ def test_shards_hold_at_most_what_they_may(tmp_path: Path):
         assert all(content["weight_map"][name] == file.name for name in shard)
         found |= shard
     assert_equal(found, weights)
+
+
+def test_one_parameter_at_a_time_is_held(tmp_path: Path):
+    index = save(tmp_path / "in", tensors())
+    load = plan_load(write_map(tmp_path), decoder(), index)
+    source = CheckpointParameters(load, index)
+    first = weakref.ref(source.parameter(0, "layers.0.attn.qkv.weight"))
+    assert source.parameter(0, "layers.0.attn.qkv.weight") is first()
+    source.parameter(0, "layers.1.attn.qkv.weight")
+    assert first() is None
 
 
 def test_a_tensor_larger_than_a_shard_has_one_to_itself():
