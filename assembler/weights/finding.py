@@ -20,7 +20,6 @@ FindingKind = Literal[
     "unknown_target",  # a rule names a module that the model does not have
     "index",  # a header, or an index of shards, disagrees with the files
     "truncated",  # a file ends before its tensors do
-    "tie",  # tied weights that differ
     "tp",  # a tensor-parallel split that does not work out
     "map",  # the map itself cannot be applied
 ]
