@@ -174,7 +174,7 @@ def _parse_source(item: Any, shared: Mapping[str, Any], text: RuleText) -> Sourc
     read = {key: ITEM_READERS[key](value, key, text) for key, value in options.items()}
     values = tuple(op for key in ("affine", "negative_exp") if (op := read.pop(key, None)))
     source = Source(pattern, values=values, **read)
-    _check_options(source, {key for key, value in read.items() if value not in (False, None)}, text)
+    _check_options(source, {key for key, value in read.items() if value is not False}, text)
     return source
 
 
@@ -207,7 +207,7 @@ def _check_keys(options: Mapping[str, Any], known: tuple[str, ...], text: RuleTe
 def _check_alone(options: Mapping[str, Any], key: str, text: RuleText) -> None:
     others = [other for other in options if other != key]
     if others:
-        inside = " Put them into its entries." if key == "any" else " A way without is `any`."
+        inside = " Put them into its entries." if key == "any" else " List both ways under `any`."
         raise rule_error(
             text, f"'{key}' cannot stand beside {', '.join(map(repr, others))}.{inside}"
         )
@@ -223,7 +223,7 @@ def _check_wildcards(target: Pattern, sources: tuple[Source, ...], text: RuleTex
             )
         if source.unstack in names:
             raise rule_error(
-                text, f"{{{source.unstack}}} is unstacked, so '{source.pattern}' has none"
+                text, f"{{{source.unstack}}} is unstacked: it cannot stand in '{source.pattern}'"
             )
         for name in target.names:
             if name not in names and name != source.unstack:

@@ -61,11 +61,14 @@ class Siblings:
         for name in names:
             other = self.slots.get(f"{base}{name}{suffix}")
             if other is None:
-                beside = [n.removeprefix(base) for n in self.slots if n.startswith(base)]
-                hint = did_you_mean(f"{name}{suffix}", beside)
-                raise Misfit(
-                    f"shares a tensor with {base}{name}{suffix}, which does not exist.{hint}"
-                )
+                beside = [
+                    n.removeprefix(base)
+                    for n in self.slots
+                    if n.startswith(base) and n != slot.name
+                ]
+                near = did_you_mean(f"{name}{suffix}", beside)
+                lacking = f"{base}{name}{suffix}, which does not exist"
+                raise Misfit(f"shares a tensor with {lacking}{'.' * bool(near)}{near}")
             if name == own[0]:
                 start = offset
             offset += other.layout.shape[0] if other.layout.shape else 1

@@ -12,7 +12,9 @@ from weights_harness import Leaf, kinds, nest, save, write_map
 from assembler.blocks.parallel import Part, ShardDim
 from assembler.errors import CheckpointError
 from assembler.weights.index import CheckpointIndex, TensorInfo
+from assembler.weights.pattern import Pattern
 from assembler.weights.plan import plan_load
+from assembler.weights.report import coverage_report
 
 EXPERTS_MAP = """\
 weights:
@@ -90,9 +92,8 @@ def test_all_up_projections_missing_is_half_merged(tmp_path: Path):
     assert "experts.{e}.w3.weight" in plan.findings[0].message
 
 
-def test_a_plan_of_many_experts(tmp_path: Path):
-    """The size of a large mixture of experts, from headers that no file stands behind."""
-    layers, experts = 30, 128
+def many_experts(layers: int, experts: int) -> CheckpointIndex:
+    """Headers of a large mixture of experts that no file stands behind."""
     shapes = {"w1": (WIDE, HIDDEN), "w3": (WIDE, HIDDEN), "w2": (HIDDEN, WIDE)}
     names = [
         (f"model.layers.{i}.mlp.experts.{e}.{name}.weight", shape)
@@ -104,7 +105,31 @@ def test_a_plan_of_many_experts(tmp_path: Path):
         name: TensorInfo(name, shape, "BF16", Path("a.safetensors"), 60 * n, 60)
         for n, (name, shape) in enumerate(names)
     }
-    root = experts_model(experts, layers)
-    index = CheckpointIndex(Path(), "safetensors", infos, {}, {})
-    plan = plan_load(write_map(tmp_path, EXPERTS_MAP), root, index)
-    assert not plan.findings and len(plan.pieces) == len(names) == 11_520
+    return CheckpointIndex(Path(), "safetensors", infos, {}, {})
+
+
+def test_a_plan_of_many_experts(tmp_path: Path):
+    index = many_experts(30, 128)
+    plan = plan_load(write_map(tmp_path, EXPERTS_MAP), experts_model(128, 30), index)
+    assert not plan.findings and len(plan.pieces) == len(index.tensors) == 11_520
+
+
+@pytest.mark.parametrize("damage", ["none", "every tensor unknown"])
+def test_the_work_of_a_plan_grows_with_the_checkpoint(
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Names filled in and matched: with four times the tensors no more than four times as many."""
+    calls: list[str] = []
+    for method in ("fill", "match"):
+        plain = getattr(Pattern, method)
+        monkeypatch.setattr(
+            Pattern, method, lambda *a, plain=plain: (calls.append(""), plain(*a))[1]
+        )
+    text = EXPERTS_MAP.replace("w2", "w9") if damage != "none" else EXPERTS_MAP
+    text = text.replace("model.layers", "other.layers") if damage != "none" else text
+    weight_map, counts = write_map(tmp_path, text), []
+    for experts in (32, 128):
+        calls.clear()
+        coverage_report(plan_load(weight_map, experts_model(experts, 8), many_experts(8, experts)))
+        counts.append(len(calls))
+    assert 0 < counts[1] <= 4 * counts[0]
