@@ -59,7 +59,9 @@ def test_sizes_of_tensor_parallel_groups(run: Run, tiny: Path):
     assert re.search(r"rank 0 of 4$", result.out, re.M) and "tp=4" in result.out
     result = run(coverage, f"checkpoint={tiny}", "tp=3")
     assert (result.status, result.err) == (1, "")
-    assert re.match(r"tp=3 cannot work: .*'q' has 4 units .* which 3 ranks cannot share", result.out)
+    assert re.match(
+        r"tp=3 cannot work: .*'q' has 4 units .* which 3 ranks cannot share", result.out
+    )
     for wrong in ("tp=0", "tp=two", "tp=[]", "tp=[1,x]", "tp=true"):
         refused(run(coverage, f"checkpoint={tiny}", wrong), r"tp=.*a number of ranks, or a list")
     # What is wrong whatever the size is no answer about sizes.
