@@ -138,6 +138,18 @@ def test_the_tutorial_ends_with_equal_logits(
     assert errors[0] > 1 and errors[1] < 3e-5
 
 
+def test_a_map_named_by_its_path(folder: Path, write_step: Callable[[int], None]):
+    write_step(4)
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "map.yaml").write_text((folder / "weight_maps" / "falcon.yaml").read_text())
+    conf = titled("conf/falcon.yaml").replace("weight_map: falcon", "weight_map: ./map.yaml")
+    (elsewhere / "mine.yaml").write_text(conf)
+    found = assemble(folder / "checkpoint", "elsewhere/mine.yaml")
+    assert found.weight_map.files[0].samefile(elsewhere / "map.yaml")
+    assert not found.plan.findings
+
+
 # The reference ------------------------------------------------------------------------------------
 
 
