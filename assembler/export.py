@@ -95,7 +95,7 @@ def _export(options: ExportOptions, search_path: Sequence[str]) -> Exported:
     assembly = assemble(options.checkpoint, options.conf, search_path=search_path)
     weight_map = load_weight_map(options.map or assembly.hub_map, assembly.roots)
     settings = ExportSettings(
-        out=Path(options.out),
+        out=Path(options.out).expanduser(),
         dtype=None if options.dtype is None else getattr(torch, options.dtype),
         max_shard_size=parse_size(options.max_shard_size),
         overwrite=options.overwrite,
@@ -109,11 +109,10 @@ def _report(options: ExportOptions, exported: Exported) -> None:
     from assembler.weights.report import format_bytes
 
     plan, files = exported.plan, exported.weight_files
-    copied = sum(tensor.copied is not None for tensor in plan.tensors)
     for loss in plan.losses:
         print(f"not bit for bit: {loss}", file=sys.stderr)
-    if copied:
-        print(f"copied as they are: {copied} tensors that the map ignores", file=sys.stderr)
+    for reason in exported.copied:
+        print(f"copied: {reason}", file=sys.stderr)
     for reason in exported.left_out:
         print(f"left out: {reason}", file=sys.stderr)
     if options.map is not None:

@@ -48,14 +48,13 @@ def copy_files(source: Path, out: Path, config: Mapping[str, Any]) -> None:
                 shutil.copyfile(file, target)
 
 
-def write_config(config: Mapping[str, Any], out: Path, dtype: str | None = None) -> None:
+def write_config(config: Mapping[str, Any], out: Path, dtype: str) -> None:
     """Write config.json, saying `dtype` wherever it says a type of weights."""
     config = dict(config)
-    if dtype is not None:
-        _set_dtype(config, dtype)
-        if isinstance(config.get("text_config"), Mapping):
-            config["text_config"] = dict(config["text_config"])
-            _set_dtype(config["text_config"], dtype)
+    _set_dtype(config, dtype)
+    if isinstance(config.get("text_config"), Mapping):
+        config["text_config"] = dict(config["text_config"])
+        _set_dtype(config["text_config"], dtype)
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
@@ -84,7 +83,7 @@ def write_gguf_files(
                 f"config.json needs '{field}', which the weight map of this GGUF file does not give"
             )
     full = {**with_both_rope_dialects(config), "dtype": dtype, "torch_dtype": dtype}
-    write_config(full, out)
+    write_config(full, out, dtype)
     parts = read_metadata(metadata)
     write_folder(parts, out, model_max_length=config.get("max_position_embeddings"))
     ids: dict[str, Any] = {

@@ -30,7 +30,7 @@ from assembler.weights.export_plan import ExportPlan, export_plan
 from assembler.weights.index import TensorInfo
 from assembler.weights.tensor_data import TORCH_DTYPES
 from assembler.weights.weight_map import WeightMap, load_weight_map
-from assembler.weights.write_back import find_losses, pieces_by_tensor
+from assembler.weights.write_back import find_losses, fold_all, pieces_by_tensor
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
@@ -51,7 +51,8 @@ class Exported:
 
     plan: ExportPlan
     weight_files: int
-    left_out: tuple[str, ...] = ()  # tensors of the checkpoint that were not written, with reasons
+    copied: tuple[str, ...] = ()  # tensors that the map ignores, folded over layers, with reasons
+    left_out: tuple[str, ...] = ()  # what the checkpoint has and the folder has not, likewise
 
 
 def export_checkpoint(
@@ -81,14 +82,12 @@ def export_checkpoint(
     assert load is not None and index is not None, "assemble the model with its weights"
     _check_out(settings, assembly.path)
     load.raise_for_findings()
-    plan, left_out = _plan(assembly, assembly.model, weight_map)
+    plan = _plan(assembly, assembly.model, weight_map)
     for tie in load.ties:
         check_tie(tie, index)
-    plan, files = _write(assembly, settings, plan, CheckpointParameters(load, index), progress)
+    exported = _write(assembly, settings, plan, CheckpointParameters(load, index), progress)
     index.close()
-    if not assembly.config:
-        left_out = (*left_out, "config.json: the checkpoint has none")
-    return Exported(plan, files, left_out)
+    return exported
 
 
 def export_model(
@@ -111,11 +110,8 @@ def export_model(
     size = models_by_rank[0].tp.size
     assert len(models_by_rank) == size, f"{len(models_by_rank)} modules for {size} ranks"
     _check_out(settings, assembly.path)
-    plan, left_out = _plan(assembly, models_by_rank[0], weight_map)
-    plan = plan.with_dtypes_of(models_by_rank[0])
-    source = LoadedParameters(models_by_rank, assembly.index)
-    plan, files = _write(assembly, settings, plan, source, None)
-    return Exported(plan, files, left_out)
+    plan = _plan(assembly, models_by_rank[0], weight_map).with_dtypes_of(models_by_rank[0])
+    return _write(assembly, settings, plan, LoadedParameters(models_by_rank, assembly.index), None)
 
 
 def find_losses_of(ranks: Sequence[Assembly]) -> tuple[str, ...]:
@@ -127,16 +123,14 @@ def find_losses_of(ranks: Sequence[Assembly]) -> tuple[str, ...]:
     first = ranks[0]
     assert first.weight_map is not None and first.index is not None
     if first.index.format == "gguf":  # written with the Hub's names
-        plan, _ = _plan(first, first.model, None)
+        plan = _plan(first, first.model, None)
         return tuple(map(str, (*plan.findings, *plan.losses)))
     pieces = pieces_by_tensor([rank.plan.pieces for rank in ranks if rank.plan is not None])
     return tuple(map(str, find_losses(first.weight_map, pieces)))
 
 
-def _plan(
-    assembly: Assembly, model: nn.Module, weight_map: WeightMap | None
-) -> tuple[ExportPlan, tuple[str, ...]]:
-    """What to write, and which tensors of the checkpoint are not in it."""
+def _plan(assembly: Assembly, model: nn.Module, weight_map: WeightMap | None) -> ExportPlan:
+    """What to write: what the map makes of the model, and what the map itself ignores."""
     weight_map = weight_map or load_weight_map(assembly.hub_map, assembly.roots)
     if weight_map.config is not None:
         raise WeightMapError(
@@ -145,21 +139,20 @@ def _plan(
         )
     load, own = assembly.plan, assembly.weight_map
     if load is None or own is None:
-        return export_plan(weight_map, model), ()
+        return export_plan(weight_map, model)
     if weight_map.files[0].samefile(own.files[0]):
         plan = export_plan(weight_map, model, load.prefix, like=assembly.index)
-        ties = tuple(f"{tie.source}: tied to {tie.tied_to}" for tie in load.ties)
-        return plan.with_copies(item.info for item in load.ignored), ties
+        return plan.with_copies(item.info for item in load.ignored)
     widest = reduce(torch.promote_types, (_dtype(piece.info) for piece in load.pieces))
-    plan = export_plan(weight_map, model).with_dtype(widest)
-    return plan, tuple(f"{item.info.name}: {item.reason}" for item in load.ignored)
+    return export_plan(weight_map, model).with_dtype(widest)
 
 
 def _check_out(settings: ExportSettings, checkpoint: Path) -> None:
     """Refuse what cannot work before anything is read."""
-    check_free(settings.out, overwrite=settings.overwrite)
-    if settings.out.exists() and settings.out.samefile(_folder(checkpoint)):
+    out, own = settings.out.resolve(), _folder(checkpoint).resolve()
+    if out in (own, *own.parents):
         raise OptionError(f"out={settings.out}: is where the checkpoint is; choose another folder")
+    check_free(settings.out, overwrite=settings.overwrite)
 
 
 def _write(
@@ -168,14 +161,14 @@ def _write(
     plan: ExportPlan,
     source: ParameterSource,
     progress: Progress | None,
-) -> tuple[ExportPlan, int]:
-    """Write the folder; the plan as carried out, and the number of weight files."""
+) -> Exported:
+    """Write the folder."""
     if settings.dtype is not None:
         plan = plan.with_dtype(settings.dtype)
     plan.raise_for_findings()
     done = 0
 
-    def count(nbytes: int) -> None:
+    def add(nbytes: int) -> None:
         nonlocal done
         done += nbytes
         if progress is not None:
@@ -185,13 +178,30 @@ def _write(
         _check_room(folder, plan.nbytes)
         try:
             files = execute_export(
-                plan, source, folder, max_shard_size=settings.max_shard_size, progress=count
+                plan, source, folder, max_shard_size=settings.max_shard_size, progress=add
             )
             _write_beside(assembly, plan, folder)
         except OSError as error:
             reason = error.strerror or str(error)
             raise CheckpointError(f"{settings.out}: cannot be written: {reason}") from error
-    return plan, sum(file.suffix == ".safetensors" for file in files)
+    count = sum(file.suffix == ".safetensors" for file in files)
+    return Exported(plan, count, *_others(assembly, plan))
+
+
+def _others(assembly: Assembly, plan: ExportPlan) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(what was copied, what was left out), one line a reason."""
+    copied, left_out = {}, {}
+    if assembly.plan is not None:
+        names = {tensor.name for tensor in plan.tensors}
+        for item in assembly.plan.ignored:
+            group = copied if item.info.name in names else left_out
+            group.setdefault(item.reason, []).append(item.info.name)
+        for tie in assembly.plan.ties:
+            left_out.setdefault(f"tied to {tie.tied_to}", []).append(tie.source)
+    if not assembly.config:
+        left_out["the checkpoint has none"] = ["config.json"]
+    lines = [[f"{fold_all(n)}: {why}" for why, n in group.items()] for group in (copied, left_out)]
+    return tuple(lines[0]), tuple(lines[1])
 
 
 def _check_room(folder: Path, nbytes: int) -> None:
@@ -214,7 +224,10 @@ def _write_beside(assembly: Assembly, plan: ExportPlan, folder: Path) -> None:
     if assembly.config:
         listed = {} if index is None else index.tensors
         same = all(t.name in listed and t.dtype == _dtype(listed[t.name]) for t in plan.tensors)
-        write_config(assembly.config, folder, None if same else dtype)
+        if same:
+            shutil.copyfile(_folder(assembly.path) / "config.json", folder / "config.json")
+        else:
+            write_config(assembly.config, folder, dtype)
 
 
 def _dtype(info: TensorInfo) -> torch.dtype:

@@ -13,6 +13,7 @@ from assembler.errors import OptionError
 
 # A folder with none of these is not a model's, and is never replaced.
 MODEL_FILES = ("config.json", "*.safetensors", "*.gguf")
+MODEL_FOLDERS = ("additional_chat_templates", ".cache")  # the latter is huggingface_hub's
 
 
 @contextmanager
@@ -61,6 +62,12 @@ def check_free(out: Path, *, overwrite: bool = False) -> None:
         raise OptionError(f"out={out}: is not empty. Choose another folder{remedy}")
     if not is_model:
         raise OptionError(f"out={out}: holds files but no model; overwrite=true replaces models")
+    inside = [d.name for d in out.iterdir() if d.is_dir() and d.name not in MODEL_FOLDERS]
+    if inside:
+        raise OptionError(
+            f"out={out}: holds the folder {inside[0]}, which is no part of a model; overwrite=true "
+            "replaces models"
+        )
 
 
 def _put_in_place(work: Path, out: Path) -> None:

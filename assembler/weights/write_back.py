@@ -80,7 +80,7 @@ def find_losses(
     for (reason, rounds, target), names in lost.items():
         merged.setdefault((rules.find(target), reason, rounds), []).extend(names)
     return tuple(
-        Loss(str(rule), _folded(names), reason, rule.where, rounds)
+        Loss(str(rule), fold_all(names), reason, rule.where, rounds)
         for (rule, reason, rounds), names in merged.items()
     )
 
@@ -121,5 +121,6 @@ class _RuleOf:
         return (self._tree.find(parameter) or self._tree.find(parameter.rpartition(".")[0]))[0]
 
 
-def _folded(names: Iterable[str]) -> str:
+def fold_all(names: Iterable[str]) -> str:
+    """Names on one line, those of all layers as one."""
     return merge_names([fold.text for fold in fold_names(dict.fromkeys(names))])

@@ -111,7 +111,7 @@ def test_ignored_tensors_are_copied_and_said(run: Run, copy: Path):
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
     change_tensors(copy, lambda weights: weights.update({name: torch.ones(4)}))
     result = run(export, f"checkpoint={copy}", "out=x")
-    assert result.err == "copied as they are: 1 tensors that the map ignores\n"
+    assert result.err == f"copied: {name}: recomputed from the config\n"
     assert torch.equal(load_file("x/model.safetensors")[name], torch.ones(4))
 
 
@@ -141,7 +141,10 @@ def test_what_is_refused_writes_nothing(run: Run, tiny: Path, copy: Path, tmp_pa
     refused(run(export, at, "out=taken/notes.txt"), "is a file or a link")
     refused(run(export, at, "out=taken/notes.txt/x"), "cannot be written: Not a directory")
     refused(run(export, at, f"out={tiny}", "overwrite=true"), "is where the checkpoint is")
-    refused(run(export, at, f"out={tiny}"), "overwrite=true to replace the whole folder")
+    refused(run(export, at, f"out={copy}"), "overwrite=true to replace the whole folder")
+    (copy / "runs").mkdir()
+    refused(run(export, at, f"out={copy}", "overwrite=true"), "holds the folder runs, which is no")
+    refused(run(export, at, f"out={tiny.parent}", "overwrite=true"), "is where the checkpoint is")
     refused(run(export, at, "out=x", "map=gguf/llama"), "for the names of GGUF files")
     refused(run(export, at, "out=x", "map=lama"), "Did you mean 'llama'")
     refused(run(export, at, "out=x", "map=gpt2"), "'gpt2' cannot write this model", "mlp.gate_up")
