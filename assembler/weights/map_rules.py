@@ -70,11 +70,6 @@ class Source:
     values: tuple[Op, ...] = ()  # what is computed in the end
 
     @property
-    def is_plain(self) -> bool:
-        """Whether nothing at all is done to the tensor."""
-        return self == Source(self.pattern)
-
-    @property
     def any_rows(self) -> bool:
         """Whether the number of rows on disk may differ from the parameter's."""
         return self.slice is not None or self.pad is not None
@@ -100,8 +95,8 @@ class Rule:
         return (self, *self.alternatives)
 
     def __str__(self) -> str:
-        value = "" if self.fill is None else f"{self.fill:g}"
-        return f"{self.target} ← {', '.join(str(s.pattern) for s in self.sources) or value}"
+        ways = (", ".join(str(s.pattern) for s in w.sources) or f"{w.fill:g}" for w in self.ways)
+        return f"{self.target} ← {' or '.join(ways)}"
 
 
 def parse_rule(text: RuleText) -> Rule:

@@ -123,7 +123,7 @@ def plan_load(
     ignored, unclaimed = sort_unclaimed(weight_map, parameters, left, prefix, matched.misfits, cut)
     issues = [*matched.issues, *resolution.issues, *unclaimed]
     if not found and recipes:  # one prefix is the cause of all that is missing and unclaimed
-        issues = list(foreign_prefix(weight_map, recipes, index.tensors)) or issues
+        issues = list(foreign_prefix(weight_map, matched.ways, index.tensors)) or issues
     pieces = sorted(resolution.pieces, key=lambda p: (str(p.info.file), p.info.offset))
     return LoadPlan(
         map_name=weight_map.name,

@@ -43,14 +43,18 @@ class SourceResolver:
         self.tensors = index.tensors
         self.claims = Claims(index)
         self.out = Resolution(claimed=self.claims.owners, used=self.claims.used)
+        self._chosen: dict[str, Way] = {}
 
     def resolve(self, ways: Mapping[str, Sequence[Way]]) -> Resolution:
         """Fill `Resolution` for all parameters, tied ones last."""
         for tied in (False, True):
             for choices in ways.values():
                 if (choices[0].slot.tied_to is not None) == tied:
-                    way = self._choose(choices)
-                    (self._tied if tied else self._parameter)(way, choices)
+                    way = self._chosen[choices[0].slot.name] = self._choose(choices)
+                    if tied:
+                        self._tied(way)
+                    else:
+                        self._parameter(way, choices)
         self.out.issues += self.claims.unused_shares()
         return self.out
 
@@ -94,20 +98,23 @@ class SourceResolver:
                 self.out.constants.append(Constant(recipe.slot.name, (rest,), recipe.source.pad))
         self.out.pieces += make_pieces(recipe, infos)
 
-    def _tied(self, way: Way, choices: Sequence[Way]) -> None:
+    def _tied(self, way: Way) -> None:
         """A tied parameter needs no source; one that is there has to be the same tensor again."""
-        slot, group = way.slot, way.recipes
-        if len(group) != 1 or group[0].stacked or not group[0].source.is_plain:
-            message = f"is tied to {slot.tied_to}, so its rule can only name one tensor"
+        slot, found = way.slot, [self._found(recipe) for recipe in way.recipes]
+        twin = self._chosen.get(slot.tied_to or "")
+        if not any(found) or twin is None:
+            return
+        recipe, sources = way.recipes[0], twin.rule.sources
+        alike = [replace(source, pattern=recipe.source.pattern) for source in sources]
+        if alike != [recipe.source] or len(found) > 1 or recipe.stacked:
+            message = f"is tied to {slot.tied_to}, so its rule has to do with one tensor the same"
             self.out.issues.append(Issue("map", slot.name, message, (), way.rule.where))
+            self.out.reported |= {info.name for infos in found for info in infos.values()}
             return
-        [recipe] = group
-        infos = self._found(recipe)
         twins = [name for name, target in self.out.claimed.items() if target == slot.tied_to]
-        if not infos or len(twins) != 1 or not self._claim(recipe, infos):
-            return
-        info = infos[0]
-        self.out.ties.append(TieCheck(info.name, info, slot.name, twins[0], slot.tied_to))
+        if len(twins) == 1 and self._claim(recipe, found[0]):
+            info = found[0][0]
+            self.out.ties.append(TieCheck(info.name, info, slot.name, twins[0], slot.tied_to))
 
     def _found(self, recipe: Recipe) -> Found:
         """The tensors that are there."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from assembler.weights.index import TensorInfo
 from assembler.weights.issues import Issue
-from assembler.weights.recipes import Recipe
+from assembler.weights.recipes import Recipe, Way
 from assembler.weights.weight_map import WeightMap
 from assembler.weights.yaml_marks import display_path
 
@@ -22,17 +22,23 @@ def choose_prefix(
 
 
 def foreign_prefix(
-    weight_map: WeightMap, recipes: Iterable[Recipe], tensors: Mapping[str, TensorInfo]
+    weight_map: WeightMap,
+    ways: Mapping[str, Sequence[Way]],
+    tensors: Mapping[str, TensorInfo],
 ) -> Iterator[Issue]:
     """When nothing at all is found, see whether the names only stand under another prefix."""
-    wanted = [recipe.names[0] for recipe in recipes if recipe.slot.tied_to is None]
-    if not wanted:
-        return
+    wanted = [  # for each parameter the names that one of its ways needs
+        [[recipe.names[0] for recipe in way.recipes] for way in choices]
+        for choices in ways.values()
+        if choices[0].slot.tied_to is None
+    ]
+    first = next((name for choices in wanted for names in choices for name in names), None)
     for tensor in tensors:
-        if not tensor.endswith(f".{wanted[0]}"):
+        if first is None or not tensor.endswith(f".{first}"):
             continue
-        prefix = tensor.removesuffix(wanted[0])
-        if all(prefix + name in tensors for name in wanted):
+        prefix = tensor.removesuffix(first)
+        there = (any(all(prefix + n in tensors for n in w) for w in ways) for ways in wanted)
+        if all(there):
             file = display_path(weight_map.files[0])
             message = f"every name of the checkpoint stands under '{prefix}'"
             hint = f"Add '{prefix}' to `prefixes` of {file}."

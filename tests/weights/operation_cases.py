@@ -1,7 +1,6 @@
 """The operations of the map language, each beside the same thing written in plain torch.
 
-Each case is a rule for the module `x`, the layout of its weight, what is on disk, and the whole
-parameter expected. Sizes are odd or unequal, so that no wrong reshape fits by accident.
+Each case is a rule for `x`, the layout of its weight, what is on disk and what `x` becomes.
 """
 
 from __future__ import annotations
@@ -14,8 +13,7 @@ from assembler.blocks.parallel import Part, ShardDim
 
 HIDDEN = 5
 DIM = 6  # rows of a head
-HEADS, KV = 4, 2
-EXPERTS, WIDE = 3, 4
+HEADS, KV, EXPERTS, WIDE = 4, 2, 3, 4
 
 
 @dataclass(frozen=True)
@@ -27,8 +25,7 @@ class Case:
 
 
 def random(*shape: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(sum(shape))
-    return torch.randn(*shape, generator=generator)
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
 def column(*parts: Part, width: int = HIDDEN) -> ShardDim:
@@ -91,9 +88,8 @@ def qwen3_next_ba() -> Case:
 def gpt_oss() -> Case:
     """gpt-oss: [E, H, 2I], gate and up in turns along the last dim."""
     disk = random(EXPERTS, HIDDEN, 2 * WIDE)
-    layout = ShardDim(
-        "column", (EXPERTS, 2 * WIDE, HIDDEN), 1, (Part("gate", WIDE), Part("up", WIDE))
-    )
+    parts = (Part("gate", WIDE), Part("up", WIDE))
+    layout = ShardDim("column", (EXPERTS, 2 * WIDE, HIDDEN), 1, parts)
     expected = torch.cat([disk[..., ::2], disk[..., 1::2]], -1).transpose(1, 2)
     rule = "{from: y, transpose: true, parts: [gate, up], per: row}"
     return Case(rule, layout, {"y.weight": disk}, expected)
@@ -189,9 +185,9 @@ def sliced_or_padded() -> Case:
 
 
 def affine() -> Case:
-    disk = random(6)
+    disk, layout = random(6), ShardDim("replicated", (6,))
     rule = "{from: y, affine: {scale: 2, offset: -1}}"
-    return Case(rule, ShardDim("replicated", (6,)), {"y.weight": disk}, disk * 2 - 1)
+    return Case(rule, layout, {"y.weight": disk}, disk * 2 - 1)
 
 
 def negative_exp() -> Case:
@@ -203,9 +199,8 @@ def negative_exp() -> Case:
 
 
 def first_alternative() -> Case:
-    disk = random(6)
-    rule = "{any: [gamma, y]}"
-    return Case(rule, ShardDim("replicated", (6,)), {"gamma.weight": disk}, disk)
+    disk = {"gamma.weight": random(6)}
+    return Case("{any: [gamma, y]}", ShardDim("replicated", (6,)), disk, random(6))
 
 
 def second_alternative() -> Case:
@@ -216,9 +211,8 @@ def second_alternative() -> Case:
 
 
 def filled() -> Case:
-    rule = "{any: [y, {fill: 0.25}]}"
-    disk = {"other.weight": torch.zeros(1)}
-    return Case(rule, column(Part("v", 8)), disk, torch.full((8, HIDDEN), 0.25))
+    disk, expected = {"other.weight": torch.zeros(1)}, torch.full((8, HIDDEN), 0.25)
+    return Case("{any: [y, {fill: 0.25}]}", column(Part("v", 8)), disk, expected)
 
 
 CASES = {
@@ -247,3 +241,10 @@ CASES = {
     "second alternative": second_alternative(),
     "filled": filled(),
 }
+
+
+def text_of(case: Case) -> str:
+    """The map; what a rule leaves aside is ignored."""
+    kind, rest = case.layout.kind, "ignore: {other.weight: {reason: not needed, optional: true}}\n"
+    split = "" if kind == "replicated" else f"tp: {{{kind}: x}}\n"
+    return f"weights:\n  x: {case.rule}\n{split}{rest}"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from operation_cases import CASES, EXPERTS, HIDDEN, WIDE, Case, random
+from operation_cases import CASES, EXPERTS, HIDDEN, WIDE, random, text_of
 from torch import nn
 from weights_harness import load_parameters, lone, nest, save, several, write_map
 
@@ -16,12 +16,6 @@ from assembler.weights.ops import write_back
 from assembler.weights.plan import plan_load
 
 ROW_OR_COLUMN = {name: case for name, case in CASES.items() if case.layout.dim is not None}
-
-
-def text_of(case: Case) -> str:
-    """The map; what a rule leaves aside is ignored."""
-    split = "" if case.layout.kind == "replicated" else f"tp: {{{case.layout.kind}: x}}\n"
-    return f"weights:\n  x: {case.rule}\n{split}ignore: {{other.weight: not needed}}\n"
 
 
 @pytest.mark.parametrize("name", CASES)

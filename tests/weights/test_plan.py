@@ -209,3 +209,15 @@ def test_hostile_names_are_findings_too(tmp_path: Path):
 
     plan = make_plan(tmp_path, change)
     assert len(plan.errors) == 6 and {kind for kind, _ in kinds(plan)} == {"unclaimed"}
+
+
+@pytest.mark.parametrize(("head", "fits"), [("slice: 0", True), ("slice: 1", False)])
+def test_a_tied_head_is_read_like_the_embedding(head: str, fits: bool, tmp_path: Path):
+    """A padded vocabulary on both sides; the rules have to do the same with it."""
+    text = MAP.replace("embed: model.embed_tokens", "embed: {from: model.embed_tokens, slice: 0}")
+    text = text.replace("lm_head: lm_head\n", f"lm_head: {{from: lm_head, {head}}}\n")
+    padded = put(model__embed_tokens__weight=(24, 12), lm_head__weight=(24, 12))
+    plan = make_plan(tmp_path, padded, text, tied=True)
+    assert kinds(plan) == ([] if fits else [("map", "lm_head.weight")])
+    assert len(plan.ties) == fits
+    assert not make_plan(tmp_path, drop("lm_head.weight"), text, tied=True).errors

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 from jsonschema import Draft202012Validator
+from operation_cases import CASES as OPERATIONS
+from operation_cases import text_of
 from weights_harness import MAP, write_map
 
 from assembler.errors import WeightMapError
 from assembler.weights.map_options import RopeOption
 from assembler.weights.map_schema import weight_map_schema
 from assembler.weights.weight_map import PACKAGE_ROOT, WeightMap, load_weight_map
-from assembler.weights.yaml_marks import load_marked
+from assembler.weights.yaml_marks import load_marked, parse_marked
 
 SHIPPED = sorted(
     path.relative_to(PACKAGE_ROOT / "weight_maps").with_suffix("").as_posix()
@@ -144,6 +146,12 @@ def test_shipped_maps_load_and_fit_the_schema(name: str):
     assert modeline.endswith("docs/schema/weight_map.schema.json")
 
 
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_the_schema_knows_every_operation(name: str):
+    data = parse_marked(text_of(OPERATIONS[name]), "map.yaml").data
+    Draft202012Validator(weight_map_schema()).validate(data)
+
+
 def test_the_schema_refuses_what_the_reader_refuses():
     Draft202012Validator.check_schema(weight_map_schema())
     validator = Draft202012Validator(weight_map_schema())
@@ -152,6 +160,12 @@ def test_the_schema_refuses_what_the_reader_refuses():
         {"tp": {"colum": []}},
         {"weights": {"a": {"from": "b", "per": 0, "parts": ["x"]}}},
         {"prefixes": ["model"]},
+        {"weights": {"a": {"from": "b", "transposed": True}}},
+        {"weights": {"a": {"from": "b", "fill": 0}}},
+        {"weights": {"a": {"any": ["b"]}}},
+        {"weights": {"a": {"from": "b", "rope": {"dims": 4}}}},
+        {"weights": {"a": [{"from": "b", "dtype": "float32"}]}},
+        {"ignore": {"x": {"optional": True}}},
         {"config": {"a": {"valeu": 1}}},
     ):
         assert not validator.is_valid(wrong), wrong
