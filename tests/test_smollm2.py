@@ -40,11 +40,20 @@ def gguf():
 
 @pytest.fixture(scope="module")
 def reference(gguf):
-    """transformers' own reading of the file, in float32."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    """transformers' own reading of the file, in float32.
+
+    Put together by hand: `from_pretrained` would do the same, but insists on accelerate.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     folder, name = str(gguf.parent), gguf.name
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+    config = AutoConfig.from_pretrained(folder, gguf_file=name)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    read = load_gguf_checkpoint(str(gguf), return_tensors=True, model_to_load=model)
+    not_read = model.load_state_dict(read["tensors"], strict=False)
+    assert (not_read.missing_keys, not_read.unexpected_keys) == (["lm_head.weight"], [])
+    assert model.lm_head.weight is model.model.embed_tokens.weight
     return model.eval(), AutoTokenizer.from_pretrained(folder, gguf_file=name)
 
 
