@@ -17,7 +17,7 @@ from pydantic import Field, field_validator
 from assembler.command_line import describe_options, parse_arguments, run_command
 from assembler.engine.options import Options
 from assembler.errors import OptionError
-from assembler.progress import loading_bar
+from assembler.progress import bytes_bar
 
 if TYPE_CHECKING:
     from assembler.exporting import Exported
@@ -100,7 +100,7 @@ def _export(options: ExportOptions, search_path: Sequence[str]) -> Exported:
         max_shard_size=parse_size(options.max_shard_size),
         overwrite=options.overwrite,
     )
-    with loading_bar() as progress:
+    with bytes_bar("Writing") as progress:
         return export_checkpoint(assembly, settings, weight_map, progress=progress)
 
 

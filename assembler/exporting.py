@@ -177,10 +177,10 @@ def _write(
     with output_folder(settings.out, overwrite=settings.overwrite) as folder:
         _check_room(folder, plan.nbytes)
         try:
+            _write_beside(assembly, plan, folder)  # first: it takes no time and may fail
             files = execute_export(
                 plan, source, folder, max_shard_size=settings.max_shard_size, progress=add
             )
-            _write_beside(assembly, plan, folder)
         except OSError as error:
             reason = error.strerror or str(error)
             raise CheckpointError(f"{settings.out}: cannot be written: {reason}") from error

@@ -25,7 +25,7 @@ from assembler.engine.options import Options
 from assembler.engine.sampling_params import SamplingParams
 from assembler.errors import OptionError
 from assembler.llm_options import LLMOptions
-from assembler.progress import loading_bar
+from assembler.progress import bytes_bar
 
 if TYPE_CHECKING:
     from assembler.engine.outputs import RequestOutput
@@ -152,7 +152,7 @@ def _load(options: GenerateOptions, arguments: Arguments) -> LLM:
 
     values = {"tensor_parallel_size": options.tp, **arguments.values[1]}
     values |= {"overrides": arguments.overrides, "search_path": arguments.search_path}
-    with loading_bar() as progress:
+    with bytes_bar() as progress:
         return LLM(options.checkpoint, progress=progress, **values)
 
 

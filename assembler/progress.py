@@ -12,13 +12,11 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def loading_bar() -> Iterator[Callable[[int, int], None]]:
+def bytes_bar(what: str = "Loading") -> Iterator[Callable[[int, int], None]]:
     """A bar over the bytes of a checkpoint, where a person watches; yields what moves it."""
     from tqdm import tqdm
 
-    bar = tqdm(
-        desc="Loading", unit="B", unit_scale=True, leave=False, disable=not sys.stderr.isatty()
-    )
+    bar = tqdm(desc=what, unit="B", unit_scale=True, leave=False, disable=not sys.stderr.isatty())
 
     def progress(done: int, total: int) -> None:
         bar.total = total

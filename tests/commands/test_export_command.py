@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from tiny_llama import change_config, change_tensors, chatml, greedy
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from assembler import coverage, export
+from assembler import coverage, export, export_files, exporting
+from assembler.errors import TokenizerError
 from assembler.weights.index import CheckpointIndex
 
 IDS = torch.arange(20).view(2, 10)
@@ -240,3 +241,15 @@ def test_coverage_says_what_is_not_written_back(run: Run, copy: Path, tmp_path: 
     assert "norm ← model.norm" in rows and "rounding" in rows
     assert len(lines) == 2 and all(line.startswith("writes back: not: ") for line in lines)
     refused(run(export, *at, "out=x"), "cannot write this model back:", "94.1% of its values")
+
+
+def test_a_tokenizer_that_cannot_be_read_stops_it_before_the_weights(
+    run: Run, tiny: Path, home: Path, tmp_path: Path, monkeypatch
+):
+    def no_tokenizer(metadata: object) -> None:
+        raise TokenizerError("the file has no tokenizer")
+
+    monkeypatch.setattr(export_files, "read_metadata", no_tokenizer)
+    monkeypatch.setattr(exporting, "execute_export", lambda *_, **__: pytest.fail("too late"))
+    refused(run(export, f"checkpoint={home / 'tiny.gguf'}", "out=x"), "has no tokenizer")
+    assert not (tmp_path / "x").exists() and no_trace(tmp_path)
