@@ -112,7 +112,7 @@ def plan_load(
     """
     parameters = read_parameters(model)
     matched = match_rules(weight_map, parameters)
-    recipes = list(matched.every_recipe)
+    recipes = list(matched.recipes)
     prefix, found = choose_prefix(weight_map.prefixes, recipes, index.tensors)
     resolution = SourceResolver(index, prefix, parameters.untied_heads).resolve(matched.ways)
     left = [

@@ -28,12 +28,7 @@ class Matched:
     dtypes: dict[str, ParameterType]  # parameters that keep a type of their own
 
     @property
-    def recipes(self) -> dict[str, list[Recipe]]:
-        """The recipes of each parameter's first way, which is the one that is written back."""
-        return {name: list(ways[0].recipes) for name, ways in self.ways.items()}
-
-    @property
-    def every_recipe(self) -> Iterator[Recipe]:
+    def recipes(self) -> Iterator[Recipe]:
         """Every recipe of every way."""
         return (r for ways in self.ways.values() for way in ways for r in way.recipes)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from weights_harness import decoder, save, tensors, write_map
+from weights_harness import decoder, save, several, tensors, write_map
 
-from assembler.blocks.parallel import TensorParallel
+from assembler.blocks.parallel import ShardDim, TensorParallel
 from assembler.weights.fold import fold_names, format_indices, merge_names
 from assembler.weights.plan import plan_load
 from assembler.weights.report import CoverageReport, coverage_report, format_bytes
@@ -98,6 +98,20 @@ def test_json_holds_what_the_table_shows(tmp_path: Path):
     assert [row["target"] for row in data["rows"]] == [row.target for row in found.rows]
     assert data["findings"][0]["kind"] == "unclaimed"
     assert data["totals"]["tensors"] == 28 and data["totals"]["tensors_covered"] == 27
+
+
+def test_constants_and_types_that_are_kept_are_shown(tmp_path: Path):
+    layouts = {name: ShardDim("replicated", (4, 2)) for name in ("x", "y", "z")}
+    text = "weights:\n  x: {from: x, pad: 1}\n  y: {fill: 0}\n  z: {from: z, dtype: float32}\n"
+    index = save(tmp_path, {"x.weight": torch.zeros(3, 2), "z.weight": torch.zeros(4, 2)})
+    found = coverage_report(plan_load(write_map(tmp_path, text), several(layouts), index))
+    rows = {row.target: (row.sources, row.ops) for row in found.rows}
+    assert rows == {
+        "x": ("x", ("rows 3:4 = 1",)),
+        "y": ("", ("= 0",)),
+        "z": ("z", ("kept in float32",)),
+    }
+    assert found.complete and "y" in "\n".join(drawn(found))
 
 
 def test_a_rank_of_a_group(tmp_path: Path):
