@@ -62,7 +62,9 @@ class LLM:
         self.spec = assembly.spec
         self.tokenizer = _tokenizer(assembly)
         seed = self.options.seed or 0
-        self.model = load_weights(assembly, dtype, device, progress=progress, seed=seed)
+        self.model = load_weights(
+            assembly, dtype, device, progress=progress, seed=seed, mmap=self.options.mmap
+        )
         self.engine = build_engine(
             self.model,
             backend,

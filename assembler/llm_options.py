@@ -27,6 +27,11 @@ class LLMOptions(EngineOptions):
     load: Literal["auto", "dummy"] = Field(
         "auto", description="dummy fills random weights: only the checkpoint's config is read"
     )
+    mmap: bool | Literal["auto"] = Field(
+        "auto",
+        description="leave weights in the mapped files where they fit as they are (CPU); true: "
+        "refuse if none does; do not change the files meanwhile",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of weights and cache; auto: float32 on a CPU, else as published"
     )

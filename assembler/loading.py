@@ -7,7 +7,7 @@ module on meta and plans the load. `load_model` then lets the plan happen.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,12 @@ from assembler.model.conf_files import ancestry, search_roots
 from assembler.model.detect import detect_conf
 from assembler.model.spec import ModelSpec
 from assembler.weights.dummy import dummy_load
-from assembler.weights.execute import execute_plan, materialize, reset_buffers, tie_weights
+from assembler.weights.execute import materialize, reset_buffers, tie_weights
+from assembler.weights.fill import Mmap, Progress, fill_model
 from assembler.weights.index import CheckpointIndex, read_checkpoint_index
 from assembler.weights.plan import LoadPlan, plan_load
 from assembler.weights.source import resolve_checkpoint
 from assembler.weights.weight_map import WeightMap, load_weight_map
-
-Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
 @dataclass(frozen=True)
@@ -121,39 +120,31 @@ def load_weights(
     *,
     progress: Progress | None = None,
     seed: int = 0,
+    mmap: Mmap = "auto",
 ) -> fx.GraphModule:
     """Give an assembled model its memory and its weights (random ones if it has no plan).
+
+    Args:
+        progress: called with (bytes done, bytes in all) while weights are read.
+        seed: of random weights.
+        mmap: whether weights stay in the memory-mapped files where they can, see `fill_model`.
 
     Raises:
         CheckpointError: the plan has findings (all are listed), or reading fails. The model is
             then not usable.
+        OptionError: `mmap=True` where no parameter can stay in the files.
     """
     model, plan = assembly.model, assembly.plan
     if plan is not None:
         plan.raise_for_findings()
-    materialize(model, device, dtype, None if plan is None else plan.dtypes)
     if plan is None:
+        materialize(model, device, dtype)
         dummy_load(model, seed)
     else:
-        execute_plan(plan, model, assembly.index, _running_total(progress, plan.nbytes))
-        assembly.index.close()
+        fill_model(plan, model, assembly.index, dtype, device, mmap=mmap, progress=progress)
     reset_buffers(model, device)
     tie_weights(model)
     return model.eval()
-
-
-def _running_total(progress: Progress | None, total: int) -> Callable[[int], None] | None:
-    """Adds up the bytes of each tensor for a bar."""
-    if progress is None:
-        return None
-    done = 0
-
-    def add(nbytes: int) -> None:
-        nonlocal done
-        done += nbytes
-        progress(done, total)
-
-    return add
 
 
 def load_model(
@@ -164,6 +155,7 @@ def load_model(
     *,
     overrides: Sequence[str] = (),
     search_path: Sequence[str | Path] = (),
+    mmap: Mmap = "auto",
 ) -> fx.GraphModule:
     """Load a checkpoint into a module of its architecture.
 
@@ -174,9 +166,11 @@ def load_model(
         device: where they live.
         overrides: Hydra overrides below `conf.`, e.g. ["conf.layers.count=2"].
         search_path: more folders that hold conf/ and weight_maps/.
+        mmap: whether weights stay in the memory-mapped files where they can, see `fill_model`;
+            the files must not be changed then while the model lives.
     """
     assembly = assemble(checkpoint, conf, overrides, search_path=search_path)
-    return load_weights(assembly, dtype, device)
+    return load_weights(assembly, dtype, device, mmap=mmap)
 
 
 def logits(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:

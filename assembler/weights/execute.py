@@ -1,8 +1,9 @@
 """Carries a `LoadPlan` out: the only part of loading that touches memory.
 
 The order is `materialize` -> `execute_plan` -> `reset_buffers` -> `tie_weights`. Tensors are read
-in file order, each once, and every piece is copied straight into its slice of the final parameter,
-changing dtype on the way: there is no concatenation and no second copy of the model.
+in file order, each byte at most once, and every piece is copied once, into its slice of the final
+parameter, changing dtype on the way: there is no concatenation and no second copy of the model.
+Parameters that `map_parameters` leaves in the file are given to `materialize` and not read at all.
 
 A load that fails leaves no half-loaded model: its parameters go back to the meta device, where any
 use of them raises.
@@ -10,56 +11,97 @@ use of them raises.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from assembler.errors import CheckpointError
+from assembler.weights.copy_jobs import slice_of
+from assembler.weights.file_reader import FileReader
 from assembler.weights.index import CheckpointIndex
-from assembler.weights.ops import apply_ops
-from assembler.weights.plan import LoadPlan, Piece, Span, TieCheck
+from assembler.weights.plan import LoadPlan, TieCheck
+from assembler.weights.streaming import default_readers, stream_pieces
 
 Progress = Callable[[int], object]
+
+
+def parameter_dtypes(
+    model: nn.Module, dtype: torch.dtype, own: Mapping[str, str] | None = None
+) -> dict[str, torch.dtype]:
+    """What each parameter becomes: `dtype` if it is of floating point, else what it is.
+
+    `own` (a plan's `dtypes`) names those that keep a type of their own, e.g. {"x": "float32"}.
+    """
+    named = model.named_parameters(remove_duplicate=False)
+    dtypes = {name: dtype if old.is_floating_point() else old.dtype for name, old in named}
+    return dtypes | {name: getattr(torch, word) for name, word in (own or {}).items()}
 
 
 def materialize(
     model: nn.Module,
     device: torch.device | str,
     dtype: torch.dtype,
-    dtypes: Mapping[str, str] | None = None,
+    own_dtypes: Mapping[str, str] | None = None,
+    given: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Give every parameter uninitialised memory on `device`; those of floating point get `dtype`.
 
-    `dtypes` (a plan's) names the parameters that keep a type of their own, e.g. {"x": "float32"}.
+    `own_dtypes` (a plan's) names the parameters that keep a type of their own. Parameters that are
+    one object stay one object; those in `given` get that tensor instead of memory.
 
-    Parameters that are one object stay one object.
+    Raises:
+        CheckpointError: there is not enough memory. All parameters are on the meta device then.
     """
+    dtypes = parameter_dtypes(model, dtype, own_dtypes)
+    given = given or {}
     made: dict[int, nn.Parameter] = {}
-    own = {name: getattr(torch, word) for name, word in (dtypes or {}).items()}
     for path, module in model.named_modules():
-        for name, old in module._parameters.items():
+        for leaf, old in module._parameters.items():
             if old is None:
                 continue
+            name = f"{path}.{leaf}" if path else leaf
             if id(old) not in made:
-                kind = dtype if old.is_floating_point() else old.dtype
-                kind = own.get(f"{path}.{name}" if path else name, kind)
-                memory = torch.empty(old.shape, dtype=kind, device=device)
+                try:
+                    memory = given.get(name)
+                    if memory is None:
+                        memory = torch.empty(old.shape, dtype=dtypes[name], device=device)
+                except (RuntimeError, MemoryError) as error:
+                    _unload(model)
+                    size = old.numel() * dtypes[name].itemsize
+                    raise CheckpointError(
+                        f"no memory on {device} for {name} ({size:,} bytes): "
+                        f"{str(error).splitlines()[0]}"
+                    ) from error
                 made[id(old)] = nn.Parameter(memory, requires_grad=old.requires_grad)
-            module._parameters[name] = made[id(old)]
+            module._parameters[leaf] = made[id(old)]
+
+
+def _unload(model: nn.Module) -> None:
+    """Put every parameter back on meta, so that no part of a failed load can be used."""
+    materialize(model, "meta", torch.get_default_dtype())
 
 
 @torch.no_grad()
 def execute_plan(
-    plan: LoadPlan, model: nn.Module, index: CheckpointIndex, progress: Progress | None = None
+    plan: LoadPlan,
+    model: nn.Module,
+    index: CheckpointIndex,
+    progress: Progress | None = None,
+    *,
+    mapped: Collection[str] = (),
+    readers: int | None = None,
 ) -> None:
     """Fill the parameters of a materialised model.
 
     Args:
         plan: made by `plan_load` for this model (the same rank) and this checkpoint.
-        progress: called with the number of bytes on disk each time a tensor has been loaded; they
-            add up to `plan.nbytes`.
+        progress: called with numbers of bytes on disk as they are loaded; they add up to
+            `plan.nbytes`.
+        mapped: names of the parameters that were given to `materialize` as views of the files.
+        readers: threads that read; None chooses.
 
     Raises:
         CheckpointError: the plan has findings; a file cannot be read (names file and tensor); a
@@ -67,50 +109,38 @@ def execute_plan(
             on the meta device then.
     """
     plan.raise_for_findings()
+    report = progress or (lambda nbytes: None)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    meta = [name for name, p in parameters.items() if p.is_meta]
+    assert not meta, f"materialize the model before loading it: {meta[:3]}"
+    reader = FileReader(scattered=_partly_read(plan, index))
     try:
-        parameters = dict(model.named_parameters(remove_duplicate=False))
-        for _, pieces in groupby(plan.pieces, key=lambda piece: piece.source):
-            _load_tensor(list(pieces), parameters, index, progress)
+        pieces = [piece for piece in plan.pieces if piece.target not in mapped]
+        unread = {p.source: p.info for p in plan.pieces} | {p.source: None for p in pieces}
+        for info in filter(None, unread.values()):
+            reader.prefetch(info)
+            report(info.nbytes)
+        stream_pieces(pieces, parameters, reader, report, readers or default_readers())
         for constant in plan.constants:
-            place = _slice(parameters[constant.target], constant.target_slice)
-            place.fill_(constant.value)
+            slice_of(parameters[constant.target], constant.target_slice).fill_(constant.value)
         for tie in plan.ties:
             check_tie(tie, index)
     except BaseException:
-        materialize(model, "meta", torch.get_default_dtype())
+        _unload(model)
         raise
+    finally:
+        reader.close()
 
 
-def _load_tensor(
-    pieces: list[Piece],
-    parameters: dict[str, nn.Parameter],
-    index: CheckpointIndex,
-    progress: Progress | None,
-) -> None:
-    """Copy all that one tensor on disk feeds."""
-    info = pieces[0].info
-    try:
-        tensor = index.read(info.name)
-        for piece in pieces:
-            place = _slice(parameters[piece.target], piece.target_slice)
-            value = apply_ops(piece.ops, tensor)
-            assert not place.is_meta, "materialize the model before loading it"
-            assert value.shape == place.shape, (piece, value.shape, place.shape)
-            place.copy_(value)
-    except CheckpointError:
-        raise
-    except (OSError, RuntimeError, ValueError, MemoryError) as error:
-        raise CheckpointError(
-            f"{info.file}: loading tensor '{info.name}' into {pieces[0].target} failed: {error}"
-        ) from error
-    if progress is not None:
-        progress(info.nbytes)
-
-
-def _slice(parameter: torch.Tensor, spans: Sequence[Span]) -> torch.Tensor:
-    for span in spans:
-        parameter = parameter.narrow(span.dim, span.start, span.stop - span.start)
-    return parameter
+def _partly_read(plan: LoadPlan, index: CheckpointIndex) -> set[Path]:
+    """Files of which this rank needs far less than all: reading ahead would read the rest too."""
+    whole: Counter[Path] = Counter()
+    for info in index.tensors.values():
+        whole[info.file] += info.nbytes
+    unwanted = Counter(whole)
+    for piece in plan.pieces:
+        unwanted[piece.info.file] -= piece.nbytes
+    return {file for file, nbytes in whole.items() if unwanted[file] > 0.1 * nbytes}
 
 
 def check_tie(tie: TieCheck, index: CheckpointIndex) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from assembler.weights.gguf_types import GGML_TYPES
+from assembler.weights.tensor_info import DTYPE_BYTES
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
@@ -23,21 +24,31 @@ CHUNK_VALUES = 1 << 17  # half a MiB of float32
 _GGML_TYPES_BY_NAME = {ggml_type.name: ggml_type for ggml_type in GGML_TYPES.values()}
 
 
-def dequantize(data: U8, dtype: str) -> F32:
+def block_layout(dtype: str) -> tuple[int, int]:
+    """(values, bytes) of one block of the format; plain types have blocks of one value."""
+    if dtype in DTYPE_BYTES:
+        return 1, DTYPE_BYTES[dtype]
+    ggml_type = _GGML_TYPES_BY_NAME[dtype]
+    return ggml_type.block_size, ggml_type.block_bytes
+
+
+def dequantize(data: U8, dtype: str, out: F32 | None = None) -> F32:
     """The values of `data`, whole blocks of the format `dtype` (a key of DEQUANTIZERS).
 
     Args:
         data: [blocks * block_bytes] uint8, as in the file.
         dtype: for example "Q4_1".
+        out: where to store them, [blocks * block_size]; new memory if None.
 
     Returns:
         [blocks * block_size] float32.
     """
-    ggml_type = _GGML_TYPES_BY_NAME[dtype]
+    size, nbytes = block_layout(dtype)
     fill = DEQUANTIZERS[dtype]
-    blocks = data.reshape(-1, ggml_type.block_bytes)
-    values = np.empty((len(blocks), ggml_type.block_size), np.float32)
-    step = CHUNK_VALUES // ggml_type.block_size
+    blocks = data.reshape(-1, nbytes)
+    values = np.empty(len(blocks) * size, np.float32) if out is None else out
+    values = values.reshape(-1, size)
+    step = CHUNK_VALUES // size
     with np.errstate(invalid="ignore", over="ignore"):  # a scale may be inf or nan
         for start in range(0, len(blocks), step):
             fill(blocks[start : start + step], values[start : start + step])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import mmap
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 
 from assembler.errors import CheckpointError
-from assembler.weights.gguf_dequant import DEQUANTIZERS, dequantize
+from assembler.weights.gguf_dequant import DEQUANTIZERS, block_layout, dequantize
 from assembler.weights.tensor_info import TensorInfo
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
@@ -27,6 +26,21 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+
+
+def check_readable(info: TensorInfo) -> None:
+    """Raise CheckpointError for a type that is not supported, or a size that contradicts it."""
+    if info.dtype not in TORCH_DTYPES and info.dtype not in DEQUANTIZERS:
+        raise CheckpointError(
+            f"{info.file}: tensor '{info.name}' has the type {info.dtype}, which cannot be "
+            f"read. Supported: {', '.join([*TORCH_DTYPES, *DEQUANTIZERS])}."
+        )
+    values, nbytes = block_layout(info.dtype)
+    if info.numel * nbytes != info.nbytes * values:
+        raise CheckpointError(
+            f"{info.file}: tensor '{info.name}', {info.dtype} of shape {list(info.shape)}, cannot "
+            f"be made of the {info.nbytes:,} bytes that the header gives it."
+        )
 
 
 class MappedFiles:
@@ -47,11 +61,7 @@ class MappedFiles:
 
         Raises CheckpointError for a type that is not supported and for bytes that are not there.
         """
-        if info.dtype not in TORCH_DTYPES and info.dtype not in DEQUANTIZERS:
-            raise CheckpointError(
-                f"{info.file}: tensor '{info.name}' has the type {info.dtype}, which cannot be "
-                f"read. Supported: {', '.join([*TORCH_DTYPES, *DEQUANTIZERS])}."
-            )
+        check_readable(info)
         if info.numel == 0:
             return torch.empty(info.shape, dtype=TORCH_DTYPES.get(info.dtype, torch.float32))
         data = self._map(info)
@@ -84,11 +94,6 @@ class MappedFiles:
 
 def _view(data: mmap.mmap, info: TensorInfo) -> torch.Tensor:
     dtype = TORCH_DTYPES[info.dtype]
-    if math.prod(info.shape) * dtype.itemsize != info.nbytes:
-        raise CheckpointError(
-            f"{info.file}: tensor '{info.name}', {info.dtype} of shape {list(info.shape)}, cannot "
-            f"be made of the {info.nbytes:,} bytes that the header gives it."
-        )
     raw = torch.frombuffer(data, dtype=torch.uint8, count=info.nbytes, offset=info.offset)
     if info.offset % dtype.itemsize:
         raw = raw.clone()  # kernels expect values at multiples of their size

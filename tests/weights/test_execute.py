@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -244,28 +243,6 @@ def test_dtype_changes_in_the_copy(tmp_path: Path):
     assert torch.equal(loaded["layers.0.mlp.down.weight"], down.bfloat16())
 
 
-def test_each_tensor_is_read_once_in_file_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    text = MAP.replace(
-        "[mlp.gate_proj, mlp.up_proj]", "{from: mlp.gate_up_proj, parts: [gate, up]}"
-    )
-    weights = tensors()
-    for i in range(SIZES.layers):
-        at = f"model.layers.{i}.mlp"
-        both = [weights.pop(f"{at}.{x}_proj.weight") for x in ("gate", "up")]
-        weights[f"{at}.gate_up_proj.weight"] = torch.cat(both)
-    index = save(tmp_path, weights)
-    names, read = [], CheckpointIndex.read
-    monkeypatch.setattr(
-        CheckpointIndex, "read", lambda self, name: (names.append(name), read(self, name))[1]
-    )
-    done: list[int] = []
-    plan = plan_load(write_map(tmp_path, text), decoder(), index)
-    load(decoder(), write_map(tmp_path, text), index, progress=done.append)
-    assert sorted(names) == sorted(weights)
-    assert names == sorted(names, key=lambda name: index.tensors[name].offset)
-    assert sum(done) == plan.nbytes == sum(info.nbytes for info in index.tensors.values())
-
-
 def test_materialize_keeps_ties_and_integers():
     model = decoder(tied=True)
     model.embed.steps = nn.Parameter(torch.zeros(2, dtype=torch.int64), requires_grad=False)
@@ -313,38 +290,6 @@ def test_a_plan_with_findings_is_not_executed(tmp_path: Path):
     materialize(model, "cpu", torch.float32)
     with pytest.raises(CheckpointError, match="does not fit the model"):
         execute_plan(plan, model, index)
-
-
-@pytest.mark.parametrize("error", [OSError("disk on fire"), RuntimeError("out of memory")])
-def test_a_failing_read_names_the_tensor_and_leaves_no_model(
-    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    model, index = decoder(), save(tmp_path, tensors())
-    plan = plan_load(write_map(tmp_path), model, index)
-    materialize(model, "cpu", torch.float32)
-    read = CheckpointIndex.read
-
-    def fail(self: CheckpointIndex, name: str) -> torch.Tensor:
-        if name == "model.norm.weight":
-            raise error
-        return read(self, name)
-
-    monkeypatch.setattr(CheckpointIndex, "read", fail)
-    message = rf"model\.safetensors: loading tensor 'model\.norm\.weight' .* failed: {error}"
-    with pytest.raises(CheckpointError, match=message):
-        execute_plan(plan, model, index)
-    assert all(p.is_meta for p in model.parameters())
-
-
-def test_a_file_cut_short_after_its_header_was_read(tmp_path: Path):
-    model, index = decoder(), save(tmp_path, tensors())
-    plan = plan_load(write_map(tmp_path), model, index)
-    file = tmp_path / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-400])
-    materialize(model, "cpu", torch.float32)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: "):
-        execute_plan(plan, model, replace(index))
-    assert all(p.is_meta for p in model.parameters())
 
 
 # Dummy weights ------------------------------------------------------------------------------------
