@@ -33,7 +33,7 @@ from assembler.weights.plan import plan_load
 from assembler.weights.rearrange import parse_rearrangement
 from assembler.weights.value_ops import Affine
 
-SAME = settings(derandomize=True, deadline=None, database=None, max_examples=300)
+SAME = settings(derandomize=True, deadline=None, database=None, max_examples=150)
 
 
 # Chains of ops ------------------------------------------------------------------------------------
