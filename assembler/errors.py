@@ -41,6 +41,10 @@ class OptionError(AssemblerError):
     """An option of a command, of `LLM` or of `SamplingParams` is unknown or out of range."""
 
 
+class RankError(AssemblerError):
+    """Another rank of a tensor-parallel model failed or died; its own error is the message."""
+
+
 class RequestError(AssemblerError):
     """One request cannot be served; other requests are unaffected."""
 

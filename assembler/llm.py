@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from assembler.engine.build import build_engine
 from assembler.engine.outputs import RequestOutput
 from assembler.engine.sampling_params import SamplingParams
-from assembler.errors import OptionError, RequestError, TokenizerError
-from assembler.kernels.dispatch import attention_backend
+from assembler.errors import RequestError, TokenizerError
 from assembler.llm_inputs import Message, Prompt, as_batch, as_conversations, params_for
 from assembler.llm_options import LLMOptions
-from assembler.loading import Assembly, assemble, load_weights
+from assembler.loading import Assembly
 from assembler.progress import GenerationBar
+from assembler.rank_model import load_rank, meet_ranks
 from assembler.tokenizer import Tokenizer
 
 
@@ -47,36 +46,52 @@ class LLM:
             AssemblerError: the model cannot be assembled or loaded; the message says why.
         """
         self.options = LLMOptions(**options)
-        _refuse_what_is_not_there(self.options)
-        device = _device(self.options.device)
-        backend = attention_backend(self.options.attention, device)
-        assembly = assemble(
-            model,
-            self.options.conf,
-            self.options.overrides,
-            search_path=self.options.search_path,
-            weights=self.options.load != "dummy",
-            rewrites=self.options.rewrites,
-        )
-        dtype = _dtype(self.options.dtype, device, assembly.config)
-        self.spec = assembly.spec
-        self.tokenizer = _tokenizer(assembly)
-        seed = self.options.seed or 0
-        self.model = load_weights(
-            assembly, dtype, device, progress=progress, seed=seed, mmap=self.options.mmap
-        )
+        self._ranks = meet_ranks(model, self.options)
+        self._end = lambda: None
+        if self._ranks is not None:
+            self._end = weakref.finalize(self, self._ranks.close)
+        try:
+            self._load(model, progress)
+        except BaseException as error:
+            if self._ranks is None:
+                raise
+            cause = self._ranks.fail(error)
+            if cause is error:
+                raise
+            raise cause from error
+        self._count = 0
+        self._streamed: dict[str, RequestOutput | None] = {}  # what each open stream will yield
+
+    def _load(self, model: str | Path | None, progress: Callable[[int, int], None] | None) -> None:
+        """Load this rank's share and put the engine around it."""
+        loaded = load_rank(model, self.options, self._ranks, progress)
+        self.spec = loaded.assembly.spec
+        self.tokenizer = _tokenizer(loaded.assembly)
+        self.model = loaded.model
         self.engine = build_engine(
             self.model,
-            backend,
+            loaded.backend,
             self.tokenizer,
             self.options.engine_options(),
             vocab_size=self.spec.vocab_size,
             model_length=self.spec.max_length,
-            device=device,
-            dtype=dtype,
+            device=loaded.device,
+            dtype=loaded.dtype,
+            peers=self._ranks,
         )
-        self._count = 0
-        self._streamed: dict[str, RequestOutput | None] = {}  # what each open stream will yield
+
+    def exit(self) -> None:
+        """End the other ranks of a model that has several; it cannot generate afterwards.
+
+        Leaving a `with LLM(...)`, garbage collection and the end of the program do the same.
+        """
+        self._end()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.exit()
 
     def generate(
         self,
@@ -190,36 +205,6 @@ class LLM:
     def _abort(self, ids: Sequence[str]) -> None:
         for request_id in ids:
             self.engine.abort(request_id)
-
-
-def _refuse_what_is_not_there(options: LLMOptions) -> None:
-    if options.tensor_parallel_size > 1:
-        raise OptionError(
-            f"tensor_parallel_size={options.tensor_parallel_size}: running on several ranks is "
-            "not there yet. python -m assembler.coverage tp=N checks how a model would split"
-        )
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise OptionError(f"device={name} cannot be used here: {reason}") from None
-    return device
-
-
-def _dtype(name: str, device: torch.device, config: Mapping[str, Any]) -> torch.dtype:
-    """The dtype to run in; "auto" is float32 on a CPU, elsewhere what the weights came in."""
-    if name == "auto" and device.type == "cpu":
-        return torch.float32
-    if name == "auto":
-        published = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
-        name = published if published in ("float16", "bfloat16") else "bfloat16"
-    return getattr(torch, name)
 
 
 def _tokenizer(assembly: Assembly) -> Tokenizer | None:

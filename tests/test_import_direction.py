@@ -19,6 +19,7 @@ ALLOWED = {
     "assembler.weights": {"errors", "blocks"},
     "assembler.model": {"errors", "blocks", "weights"},
     "assembler.tokenizer": {"errors"},
+    "assembler.distributed": {"errors", "blocks"},
     "assembler.engine": {"errors", "blocks", "kernels", "tokenizer"},
 }
 # Finer than areas: which modules of an area another one may use.

@@ -127,7 +127,7 @@ def test_dummy_weights_need_a_config_only(tmp_path: Path):
         ({"device": "banana"}, "device=banana cannot be used here"),
         ({"attention": "flash"}, "attention='flash': input should be"),
         ({"rewrites": ["x"]}, "unknown rewrite 'x'"),
-        ({"tensor_parallel_size": 2}, "running on several ranks is not there yet"),
+        ({"tensor_parallel_size": 3}, "'q' has 4 units of .* 3 ranks cannot share"),
         ({"max_model_len": 257}, "max_model_len=257 is more than the 256 tokens"),
         ({"kv_cache_memory_bytes": 1}, "1 bytes of KV cache memory are too little for one page"),
         ({"max_num_batched_tokens": 1}, "max_num_batched_tokens=1 must be at least max_num_seqs"),

@@ -12,6 +12,7 @@ from assembler.engine.llm_engine import LLMEngine, TokenizerLike
 from assembler.engine.model_runner import ModelRunner
 from assembler.engine.options import EngineOptions
 from assembler.engine.page_pool import PagePool
+from assembler.engine.peers import Peers
 from assembler.engine.sampler import Sampler
 from assembler.engine.scheduler import Scheduler
 from assembler.errors import OptionError
@@ -33,6 +34,7 @@ def build_engine(
     model_length: int | None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    peers: Peers | None = None,
 ) -> LLMEngine:
     """An engine that generates with `model`.
 
@@ -41,29 +43,54 @@ def build_engine(
         vocab_size: rows of the model's embedding.
         model_length: the longest sequence the model was made for; None: it does not say.
         dtype: of the cached keys and values.
+        peers: the other ranks of the model; each calls `build_runner`.
 
     Raises:
         OptionError: the options contradict each other, the model or the memory.
     """
-    device = torch.device(device)
     max_model_len = _max_model_len(options.max_model_len, model_length)
-    num_pages = _num_pages(model, options, max_model_len, device, dtype)
+    runner = build_runner(
+        model,
+        attention_backend,
+        options,
+        model_length=model_length,
+        device=device,
+        dtype=dtype,
+        peers=peers,
+    )
     scheduler = Scheduler(
-        PagePool(num_pages, options.page_size),
+        PagePool(runner.num_pages, options.page_size),
         max_num_batched_tokens=options.max_num_batched_tokens,
         max_num_seqs=options.max_num_seqs,
     )
-    runner = ModelRunner(
+    return LLMEngine(
+        runner, scheduler, tokenizer, vocab_size=vocab_size, max_model_len=max_model_len
+    )
+
+
+def build_runner(
+    model: nn.Module,
+    attention_backend: AttentionBackend,
+    options: EngineOptions,
+    *,
+    model_length: int | None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    peers: Peers | None = None,
+) -> ModelRunner:
+    """What runs the steps, on every rank, with a cache of as many pages as all ranks can afford."""
+    device = torch.device(device)
+    max_model_len = _max_model_len(options.max_model_len, model_length)
+    num_pages = _num_pages(model, options, max_model_len, device, dtype, peers)
+    return ModelRunner(
         model,
         attention_backend,
-        num_pages=num_pages,
+        num_pages=num_pages if peers is None else peers.fewest(num_pages),
         page_size=options.page_size,
         device=device,
         dtype=dtype,
         sampler=Sampler(options.seed),
-    )
-    return LLMEngine(
-        runner, scheduler, tokenizer, vocab_size=vocab_size, max_model_len=max_model_len
+        peers=peers,
     )
 
 
@@ -85,8 +112,10 @@ def _num_pages(
     max_model_len: int,
     device: torch.device,
     dtype: torch.dtype,
+    peers: Peers | None,
 ) -> int:
     """Pages of the cache: what the budget holds, but no more than can ever be in use."""
-    budget = options.kv_cache_memory_bytes or default_cache_bytes(device)
+    sharing = 1 if peers is None or device.type != "cpu" else peers.size
+    budget = options.kv_cache_memory_bytes or default_cache_bytes(device) // sharing
     pages = pages_in_budget(budget, cache_specs(model), options.page_size, dtype)
     return min(pages, options.max_num_seqs * -(-max_model_len // options.page_size))

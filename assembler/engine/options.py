@@ -51,7 +51,7 @@ class EngineOptions(Options):
         2048, gt=0, description="tokens of one step; longer prompts go in chunks"
     )
     kv_cache_memory_bytes: int | None = Field(
-        None, gt=0, description="memory for the KV cache; null: a share of the device's memory"
+        None, gt=0, description="KV cache of each rank; null: a share of its device's memory"
     )
     page_size: int = Field(16, gt=0, description="tokens in a page of the KV cache")
     seed: int | None = Field(

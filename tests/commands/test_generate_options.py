@@ -170,7 +170,7 @@ WRONG_OPTIONS: dict[str, tuple[str, str]] = {
     "grammar": ("stop=[a,b]]", r"stop=\[a,b\]\]: '\[a,b\]\]' is not a value"),
     "device": ("device=banana", r"device=banana cannot be used here"),
     "rewrite": ("rewrites=fuse_ad_norm", r"unknown rewrite 'fuse_ad_norm'\. Did you mean 'fuse_a"),
-    "tp": ("tp=2", r"running on several ranks is not there yet"),
+    "tp": ("tp=3", r"'q' has 4 units .* 3 ranks cannot share"),
     "search path": (
         "hydra.searchpath=[nowhere]",
         r"hydra\.searchpath names 'nowhere', which is no",

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from engine_fakes import MemoryModel, logits_after
 
@@ -5,6 +6,7 @@ from assembler.engine.model_runner import ModelRunner
 from assembler.engine.sampling_params import SamplingParams
 from assembler.engine.scheduler import ScheduledBatch, ScheduledSequence
 from assembler.engine.sequence import Sequence
+from assembler.engine.step_inputs import StepInputs, slots
 
 
 def runner(page_size=4, num_pages=10):
@@ -66,13 +68,12 @@ def test_recomputed_tokens_get_the_lengths_they_had():
 
 
 def test_slots_of_chunks_that_start_and_end_inside_pages():
-    built = runner(page_size=3)
     pages = [5, 0, 8, 2]
-    every = built._slots(pages, 0, 12)
+    every = slots(pages, 0, 12, page_size=3)
     assert every == [15, 16, 17, 0, 1, 2, 24, 25, 26, 6, 7, 8]
     for start in range(12):
         for end in range(start + 1, 13):
-            assert built._slots(pages, start, end) == every[start:end]
+            assert slots(pages, start, end, page_size=3) == every[start:end]
 
 
 def test_execute_samples_one_token_for_each_sequence_that_ends_its_tokens():
@@ -87,3 +88,16 @@ def test_execute_samples_one_token_for_each_sequence_that_ends_its_tokens():
 def test_execute_of_a_chunk_alone_samples_nothing():
     batch = ScheduledBatch([ScheduledSequence(sequence([5, 6, 7], [2]), 0, 2, False)])
     assert runner().execute(batch) == []
+
+
+@pytest.mark.parametrize("every_row", [True, False])
+def test_inputs_reach_another_rank_as_they_are(every_row):
+    batch = ScheduledBatch(
+        [
+            ScheduledSequence(sequence([3, 4, 9, 1, 2], [4, 1]), 4, 1, True),
+            ScheduledSequence(sequence([5, 6, 7], [2]), 2 if every_row else 1, 1, every_row),
+        ]
+    )
+    inputs = StepInputs.of(batch, page_size=4)
+    assert (inputs.logit_rows is None) == every_row
+    assert StepInputs.unpack(inputs.pack()) == inputs
