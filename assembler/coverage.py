@@ -77,6 +77,7 @@ def _check(options: CoverageOptions, arguments: Arguments, size: int) -> Coverag
     """
     from assembler.errors import SpecError
     from assembler.exporting import find_losses_of
+    from assembler.weights.rank_memory import rank_memory
     from assembler.weights.report import coverage_report
 
     ranks = []
@@ -90,6 +91,8 @@ def _check(options: CoverageOptions, arguments: Arguments, size: int) -> Coverag
             return str(error)
     findings = dict.fromkeys(finding for each in ranks for finding in each.plan.findings)
     report = replace(coverage_report(ranks[0].plan), findings=tuple(findings))
+    if size > 1:
+        report = replace(report, memory=rank_memory([each.plan for each in ranks]))
     return replace(report, writes_back=find_losses_of(ranks)) if report.complete else report
 
 

@@ -14,6 +14,7 @@ from assembler.weights.fold import blank_indices, fold_names, fold_text, merge_n
 from assembler.weights.ops import Unsqueeze
 from assembler.weights.parameters import ParameterSlot
 from assembler.weights.plan import LoadPlan, Piece, Totals
+from assembler.weights.rank_memory import RankMemory
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -44,6 +45,7 @@ class CoverageReport:
     findings: tuple[Finding, ...]
     totals: Totals
     tp_size: int
+    memory: RankMemory | None = None  # of all ranks, where there are several
     writes_back: tuple[str, ...] | None = None  # what an export cannot restore; None: not known
 
     @property
@@ -71,6 +73,8 @@ class CoverageReport:
             "summary": self.summary,
             "totals": asdict(self.totals),
             "tp_size": self.tp_size,
+            "rank_nbytes": None if self.memory is None else list(self.memory.nbytes),
+            "imbalance": None if self.memory is None else round(self.memory.imbalance, 4),
             "rows": [asdict(row) for row in self.rows],
             "ties": list(self.ties),
             "ignored": [

@@ -24,11 +24,25 @@ def render_report(report: CoverageReport) -> Group:
     if report.writes_back is not None:
         losses = [f"not: {loss}" for loss in report.writes_back] or ["all"]
         parts += [Text(f"writes back: {line}", style="dim") for line in losses]
+    parts += [Text(line, style=style) for line, style in _memory(report)]
     for finding in report.findings:
         style = "red" if finding.severity == "error" else "yellow"
         parts.append(Text(str(finding), style=style))
     parts.append(Text(report.summary, style="bold green" if report.complete else "bold red"))
     return Group(*parts)
+
+
+def _memory(report: CoverageReport) -> list[tuple[str, str]]:
+    """The weights of each rank, and a line about an imbalance, with their styles."""
+    if report.memory is None:
+        return []
+    sizes = dict.fromkeys(map(format_bytes, report.memory.nbytes))
+    many = "each" if len(sizes) == 1 else "in turn"
+    shown = sizes if len(sizes) == 1 else map(format_bytes, report.memory.nbytes)
+    lines = [(f"weights of {report.tp_size} ranks, {many}: {', '.join(shown)}", "dim")]
+    if report.memory.warning:
+        lines.append((f"imbalance: {report.memory.warning}", "yellow"))
+    return lines
 
 
 def _table(report: CoverageReport) -> Table:

@@ -57,6 +57,8 @@ def test_sizes_of_tensor_parallel_groups(run: Run, tiny: Path):
     result = run(coverage, f"checkpoint={tiny}", "tp=[1,2,4]")
     assert result.status == 0 and result.out.count(COMPLETE) == 3
     assert re.search(r"rank 0 of 4$", result.out, re.M) and "tp=4" in result.out
+    assert re.search(r"^weights of 2 ranks, each: [\d.]+ kB$", result.out, re.M)
+    assert "imbalance" not in result.out
     result = run(coverage, f"checkpoint={tiny}", "tp=3")
     assert (result.status, result.err) == (1, "")
     assert re.match(
