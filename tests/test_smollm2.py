@@ -109,6 +109,27 @@ def test_the_command_answers_on_stdout_alone():
     assert "37 prompt + 8 generated tokens" in done.stderr
 
 
+def test_two_ranks_give_the_same_text_once():
+    prompt = "prompt=Write three sentences about the sea."
+    options = ["conf=smollm2", prompt, "max_tokens=24", "kv_cache_memory_bytes=100000000"]
+    generate = ["-m", "assembler.generate", *options]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    texts = []
+    for command in (generate, [*generate, "tp=2"], [*torchrun, *generate, "tp=2"]):
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        texts.append(done.stdout)
+    assert len(texts[0]) > 40 and texts == [texts[0]] * 3
+
+
+def test_coverage_names_the_imbalance_of_two_ranks():
+    command = [sys.executable, "-m", "assembler.coverage", "conf=smollm2", "tp=2"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "weights of 2 ranks, in turn: 45.6 MB, 51.1 MB" in done.stdout
+    assert "imbalance: rank 1 holds 1.06 × the mean (q: 192 to 384 rows; " in done.stdout
+
+
 def test_coverage_of_the_real_file():
     command = [sys.executable, "-m", "assembler.coverage", "conf=smollm2"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -19,14 +19,14 @@ def free_port() -> int:
 
 
 def launch(
-    command: Sequence[str], size: int, port: int | None = None
+    command: Sequence[str], size: int, path: Sequence[Path] = ()
 ) -> list[subprocess.Popen[str]]:
-    """Start `python *command` once a rank."""
-    folders = (TESTS, TESTS / "architectures", TESTS / "distributed", TESTS.parent)
+    """Start `python *command` once a rank, with `path` before all else on its path."""
+    folders = (*path, TESTS, TESTS / "architectures", TESTS / "distributed", TESTS.parent)
     shared = {
         **os.environ,
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port or free_port()),
+        "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": str(size),
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(map(str, folders)),

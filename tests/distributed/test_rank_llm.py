@@ -6,6 +6,8 @@ import gc
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -116,6 +118,38 @@ def test_an_error_of_another_rank_is_shown(
         tokens(llm)
     assert time.monotonic() - start < LIMIT
     assert not any(map(is_running, llm._ranks.processes.pids.values()))
+
+
+@pytest.mark.slow
+def test_ranks_end_with_a_parent_that_is_killed(folder: Path) -> None:
+    code = (
+        "import time; from assembler import LLM\n"
+        f"llm = LLM({str(folder)!r}, tensor_parallel_size=2, **{SMALL})\n"
+        "print(*llm._ranks.processes.pids.values(), flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        pid = int(parent.stdout.readline())
+        assert is_running(pid)
+        parent.kill()
+    deadline = time.monotonic() + LIMIT
+    while is_running(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_running(pid)
+
+
+@pytest.mark.slow
+def test_a_launched_rank_that_dies_ends_the_others(folder: Path, tmp_path: Path) -> None:
+    fault = FAULT.format(error="SystemExit(__import__('os')._exit(3))")
+    (tmp_path / "sitecustomize.py").write_text(fault)
+    command = ["-m", "assembler.generate", f"checkpoint={folder}", "prompt=5", "tp=2"]
+    command += [f"{key}={value}" for key, value in SMALL.items()]
+    start = time.monotonic()
+    (status, text, error), (other_status, _, _) = finish(launch(command, 2, [tmp_path]), LIMIT)
+    assert time.monotonic() - start < LIMIT
+    assert (status, other_status, text) == (2, 3, "")
+    assert error.startswith("error: rank 0 has lost another rank, which left no error")
 
 
 def test_what_cannot_be_split_is_refused_before_a_rank_is_started(folder: Path, monkeypatch):
