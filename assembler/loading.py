@@ -113,6 +113,7 @@ def _cut(overrides: Sequence[str]) -> str | None:
     return f"{counts[-1]} leaves these layers out" if counts else None
 
 
+@torch.inference_mode(mode=False)  # parameters are ordinary tensors wherever they are loaded
 def load_weights(
     assembly: Assembly,
     dtype: torch.dtype = torch.float32,

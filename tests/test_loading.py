@@ -57,6 +57,21 @@ def test_logits_equal_transformers(reference: LlamaForCausalLM, folder: Path):
         assembler.logits(model, ids[0])
 
 
+def test_a_loaded_model_trains(reference: LlamaForCausalLM, folder: Path):
+    with torch.inference_mode():  # parameters are ordinary ones even so
+        model = assembler.load_model(folder)
+    ids = torch.arange(12)[None]
+    for logits, module in (
+        (assembler.logits(model, ids), model),
+        (reference(ids).logits, reference),
+    ):
+        module.zero_grad()
+        torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:]).backward()
+    ours, theirs = model.layers[0].mlp.down.weight, reference.model.layers[0].mlp.down_proj.weight
+    assert theirs.grad.abs().max() > 1e-4
+    assert (ours.grad - theirs.grad).abs().max() <= 1e-3 * theirs.grad.abs().max()
+
+
 def test_load_model_takes_dtype_overrides_and_conf(reference: LlamaForCausalLM, folder: Path):
     model = assembler.load_model(folder, "llama", torch.bfloat16, overrides=["conf.layers.count=1"])
     assert len(model.layers) == 1
