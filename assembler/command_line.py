@@ -60,6 +60,8 @@ def parse_arguments(argv: Sequence[str], *models: type[BaseModel]) -> Arguments:
             search_path = _search_path(text, findings)
         elif key not in owners:
             hint = did_you_mean(key, [*owners, "conf.", _SEARCH_PATH])
+            if "." in key and not hint:
+                hint = f" Fields of the model begin with conf.: conf.{key}"
             findings.append(f"unknown option '{key}'.{hint} --help lists all of them")
         elif key in values[owners[key]]:
             findings.append(f"'{key}' is given twice")
@@ -97,6 +99,8 @@ def _value(text: str, info: FieldInfo) -> Any:
         return text
     if lists and text.startswith("[") and text.endswith("]"):
         return _grammar(text)
+    if text == "None" and type(None) in takes:
+        return None  # Python's word for null
     if str in takes:
         alternatives = {"null": type(None), "true": bool, "false": bool}
         return _grammar(text) if alternatives.get(text.lower()) in takes else text

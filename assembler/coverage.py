@@ -25,7 +25,11 @@ USAGE = """\
 usage: python -m assembler.coverage checkpoint=WHERE [conf=NAME] [key=value ...]
 
   python -m assembler.coverage conf=smollm2
-  python -m assembler.coverage checkpoint=path/to/model tp=4 format=json
+  python -m assembler.coverage checkpoint=path/to/model tp=[1,2,4] format=json
+  python -m assembler.coverage checkpoint=path/to/model conf.layers.count=2
+
+Fields of the model are overridden below conf.; hydra.searchpath=[DIR] names more folders with
+conf/ and weight_maps/.
 """
 
 
@@ -121,8 +125,8 @@ def _print_json(reports: dict[int, CoverageReport], refusals: dict[int, str]) ->
 def _print_tables(reports: dict[int, CoverageReport], refusals: dict[int, str]) -> None:
     from rich.console import Console
 
-    # Piped output is read by people and scripts as well: never narrower than the table needs.
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    # Piped output is read by scripts as well: a finding stays on its line, however long.
+    console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)
     for report in reports.values():
         console.print(report.to_rich())
     for size, why in refusals.items():

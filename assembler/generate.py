@@ -100,7 +100,9 @@ def _help() -> str:
 
 def _prompts(options: GenerateOptions) -> list[str]:
     """The prompt of the command line, of stdin, or of a file."""
-    if (options.prompt is None) == (options.prompts is None):
+    if options.prompt is not None and options.prompts is not None:
+        raise OptionError("prompt= and prompts= are both given: pass one of them")
+    if options.prompt is None and options.prompts is None:
         raise OptionError("what to generate from? Pass prompt=TEXT (or -), or prompts=FILE")
     if options.prompt == "-":
         try:

@@ -178,6 +178,10 @@ def logits(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
     """Run a model densely, without a cache: ids [batch, length] -> [batch, length, vocab]."""
     if input_ids.dim() != 2:
         raise OptionError(f"input_ids is [batch, length], not {list(input_ids.shape)}")
+    size = model.spec.vocab_size
+    if input_ids.numel() and not 0 <= int(input_ids.min()) <= int(input_ids.max()) < size:
+        wrong = sorted({i for i in input_ids.flatten().tolist() if not 0 <= i < size})
+        raise OptionError(f"input_ids has {wrong[:5]}, but the vocabulary is 0 to {size - 1}")
     return model(input_ids, ForwardContext.dense(input_ids.shape[1], input_ids.device))
 
 

@@ -28,7 +28,7 @@ Writes model.schema.json (for conf/*.yaml) and weight_map.schema.json (for weigh
 class SchemaOptions(Options):
     """Where to write."""
 
-    out: str = Field("docs/schema", description="folder, made if it is not there")
+    out: str = Field("docs/schema", min_length=1, description="folder, made if it is not there")
 
 
 def main(argv: Sequence[str]) -> int:

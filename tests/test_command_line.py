@@ -208,3 +208,12 @@ def test_a_bug_is_a_traceback() -> None:
 
     with pytest.raises(ZeroDivisionError):
         run_command(main, [])
+
+
+def test_none_is_pythons_word_for_null():
+    assert _values("limit=None", "needed=x")["limit"] is None
+
+
+def test_a_field_of_the_model_is_found_below_conf():
+    with pytest.raises(OptionError, match=r"begin with conf\.: conf\.layers\.count"):
+        parse_arguments(["layers.count=2"], What, How)

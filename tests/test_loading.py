@@ -55,6 +55,8 @@ def test_logits_equal_transformers(reference: LlamaForCausalLM, folder: Path):
     assert not model.training
     with pytest.raises(OptionError, match=r"input_ids is \[batch, length\], not \[23\]"):
         assembler.logits(model, ids[0])
+    with pytest.raises(OptionError, match=r"input_ids has \[-1, 260\], but the vocabulary is 0 to"):
+        assembler.logits(model, torch.tensor([[3, 260, -1]]))
 
 
 def test_a_loaded_model_trains(reference: LlamaForCausalLM, folder: Path):

@@ -83,6 +83,8 @@ def parse_spec(
     entries = _block_entries(data, parser)
     layers = data.get("layers")
     used = used_kinds(layers, parser.report) if isinstance(layers, Mapping) else ()
+    if isinstance(layers, Mapping):
+        _report_unknown_layer_fields(layers, parser)
     _report_missing(without_unused(data, used), fields, parser)
     parser.raise_findings()
 
@@ -187,6 +189,17 @@ def _layer_kind(kind: str, layers: LayersDocument, parser: _Parser) -> LayerKind
         return None
     wiring = layers.wiring if variant is None or variant.wiring is None else variant.wiring
     return LayerKind(name=kind, blocks=blocks, wiring=wiring)
+
+
+def _report_unknown_layer_fields(layers: Mapping[str, Any], parser: _Parser) -> None:
+    """A misspelt `blocks:` leaves inherited blocks in force, whose missing fields would hide it."""
+    known = list(LayersDocument.model_fields)
+    for key in layers:
+        if key not in known:
+            hint = did_you_mean(str(key), known)
+            parser.report(
+                ("layers", key), f"unknown field '{key}' of Layers.{hint} Known: {', '.join(known)}"
+            )
 
 
 def _report_missing(data: Mapping[str, Any], fields: ConfigFields, parser: _Parser) -> None:

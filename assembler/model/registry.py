@@ -15,7 +15,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, create_model
 from torch import nn
 
 from assembler.blocks.context import BuildContext
@@ -86,7 +86,8 @@ class BlockRegistry(Mapping[str, type[BlockSpec]]):
             return annotation if role is None else self._nested(role.role, building)
         if origin in (Union, types.UnionType):
             return Union[tuple(self._field_type(a, building) for a in args)]  # noqa: UP007
-        return annotation
+        # "yes" and "no" are texts in YAML 1.2; pydantic would take them for booleans.
+        return StrictBool if annotation is bool else annotation
 
     def _nested(self, role: str, building: tuple[str, ...]) -> Any:
         members = tuple(self._spec_of(name, building) for name in self.names(role))

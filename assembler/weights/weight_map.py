@@ -109,7 +109,7 @@ def _find(name: str, roots: Sequence[Path], taken: Sequence[Path], asked_at: str
         for root in roots
         for path in root.rglob("*.yaml")
     }
-    looked = ", ".join(display_path(path) for path in candidates)
+    looked = ", ".join(dict.fromkeys(display_path(path) for path in candidates))
     hint = did_you_mean(name, known) or f" There are: {', '.join(sorted(known))}."
     raise WeightMapError(f"{start}no weight map '{name}' (looked for {looked}).{hint}")
 

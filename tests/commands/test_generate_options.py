@@ -217,7 +217,7 @@ def test_all_wrong_options_come_at_once(run: Run):
     [
         ((), r"what to generate from\? Pass prompt=TEXT"),
         (("checkpoint=x",), r"what to generate from\? Pass prompt=TEXT"),
-        (("checkpoint=x", "prompt=a", "prompts=b"), r"what to generate from\?"),
+        (("checkpoint=x", "prompt=a", "prompts=b"), r"prompt= and prompts= are both given"),
         (("prompt=a",), r"which model\? Pass checkpoint=FOLDER .* such as conf=smollm2"),
         (("prompt=a", "checkpoint=null"), r"which model\? Pass checkpoint=FOLDER"),
         (("prompt=a", "checkpoint=x.gguf"), r"'x\.gguf': no such folder or file"),
