@@ -125,10 +125,12 @@ def _print_json(reports: dict[int, CoverageReport], refusals: dict[int, str]) ->
 def _print_tables(reports: dict[int, CoverageReport], refusals: dict[int, str]) -> None:
     from rich.console import Console
 
+    from assembler.weights.report_table import render_report
+
     # Piped output is read by scripts as well: a finding stays on its line, however long.
     console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)
     for report in reports.values():
-        console.print(report.to_rich())
+        console.print(render_report(report))
     for size, why in refusals.items():
         console.print(f"tp={size} cannot work: {why}", style="bold red", markup=False)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from assembler.weights.finding import Finding
 from assembler.weights.fold import blank_indices, fold_names, fold_text, merge_names
@@ -15,9 +15,6 @@ from assembler.weights.ops import Unsqueeze
 from assembler.weights.parameters import ParameterSlot
 from assembler.weights.plan import LoadPlan, Piece, Totals
 from assembler.weights.rank_memory import RankMemory
-
-if TYPE_CHECKING:
-    from rich.console import Group
 
 
 @dataclass(frozen=True)
@@ -84,12 +81,6 @@ class CoverageReport:
             "findings": [asdict(finding) for finding in self.findings],
             "writes_back": None if self.writes_back is None else list(self.writes_back),
         }
-
-    def to_rich(self) -> Group:
-        """The report for a `rich` console; readable from 100 columns on."""
-        from assembler.weights.report_table import render_report
-
-        return render_report(self)
 
 
 def coverage_report(plan: LoadPlan) -> CoverageReport:

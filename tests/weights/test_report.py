@@ -15,6 +15,7 @@ from assembler.blocks.parallel import ShardDim, TensorParallel
 from assembler.weights.fold import fold_names, format_indices, merge_names
 from assembler.weights.plan import plan_load
 from assembler.weights.report import CoverageReport, coverage_report, format_bytes
+from assembler.weights.report_table import render_report
 
 
 def report(tmp_path: Path, weights: dict[str, torch.Tensor], **options: object) -> CoverageReport:
@@ -24,7 +25,7 @@ def report(tmp_path: Path, weights: dict[str, torch.Tensor], **options: object) 
 
 def drawn(item: CoverageReport, width: int = 100) -> list[str]:
     out = io.StringIO()
-    Console(file=out, width=width, highlight=False).print(item.to_rich())
+    Console(file=out, width=width, highlight=False).print(render_report(item))
     return out.getvalue().rstrip().splitlines()
 
 
