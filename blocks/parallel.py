@@ -29,6 +29,14 @@ class TensorParallel:
     size: int = 1
     group: Any = None  # torch.distributed.ProcessGroup; None while size is 1 or nothing runs
 
+    def leave(self) -> None:
+        """Let go of the group, which no block may use any more.
+
+        A group's threads end with its last reference. One that lives until the interpreter ends
+        is taken apart while its threads still want the interpreter, which aborts the process.
+        """
+        object.__setattr__(self, "group", None)
+
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """Sum `x` over the ranks, in place."""
         if self.size > 1:

@@ -127,6 +127,7 @@ class Ranks:
         for group in groups.values():
             with suppress(RuntimeError):
                 group.shutdown()
+        self.tp.leave()
         if self.processes is not None:
             if tell:
                 self.processes.end_gently()
