@@ -74,7 +74,8 @@ def test_what_is_allowed(line: str) -> None:
 
 
 def test_streams_of_one_s_own() -> None:
-    _parse("h = norm(x)", "x = x + attn(h) + mlp(h)", "x = mix(x, h)")
+    equations = _parse("h = norm(x)", "x = x + attn(h) + mlp(h)", "x = mix(x, h)")
+    assert [equation.targets for equation in equations] == [("h",), ("x",), ("x",)]
 
 
 def test_the_tree_of_an_equation() -> None:
@@ -212,7 +213,8 @@ def test_what_would_be_computed_in_vain(lines: list[str], message: str) -> None:
 
 
 def test_an_overwritten_input_is_no_finding() -> None:
-    _parse("x = attn(x)", "h = x", "x = mlp(h)", "x = x + mix(h, norm(x))", unused=False)
+    lines = ("x = attn(x)", "h = x", "x = mlp(h)", "x = x + mix(h, norm(x))")
+    assert tuple(equation.text for equation in _parse(*lines, unused=False)) == lines
 
 
 MODEL = Scope(
