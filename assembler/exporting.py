@@ -141,7 +141,7 @@ def _plan(assembly: Assembly, model: nn.Module, weight_map: WeightMap | None) ->
     if load is None or own is None:
         return export_plan(weight_map, model)
     if weight_map.files[0].samefile(own.files[0]):
-        plan = export_plan(weight_map, model, load.prefix, like=assembly.index)
+        plan = export_plan(weight_map, model, load.naming, like=assembly.index)
         return plan.with_copies(item.info for item in load.ignored)
     widest = reduce(torch.promote_types, (_dtype(piece.info) for piece in load.pieces))
     return export_plan(weight_map, model).with_dtype(widest)

@@ -184,8 +184,8 @@ def test_what_an_export_cannot_undo(tmp_path: Path):
         (folder / "example.yaml").write_text(YAML[title])
         save_file({k: v.contiguous() for k, v in example.disk.items()}, folder / "a.safetensors")
         weight_map, index = load_weight_map(folder / "example.yaml"), read_checkpoint_index(folder)
-        prefix = "language_model." if title == "prefixes" else ""
-        plan = export_plan(weight_map, build(example.model), prefix, like=index)
+        naming = plan_load(weight_map, build(example.model), index).naming
+        plan = export_plan(weight_map, build(example.model), naming, like=index)
         lossy |= {title} if plan.losses else set()
         refused |= {title} if not all(loss.rounds for loss in plan.losses) else set()
     assert lossy == {"slice and pad", "affine and negative_exp"} and refused == {"slice and pad"}

@@ -142,7 +142,7 @@ def test_what_a_conf_may_not_say(text: str, message: str) -> None:
     ("text", "message"),
     [
         ("weight: {}", "('weight' was unexpected)"),
-        ("prefixes: [model]", "prefixes.0: 'model' does not match"),
+        ("prefixes: [model]", "prefixes.0: 'model' is not valid"),
         ("tp: {colum: [a]}", "('colum' was unexpected)"),
         ("ignore: {a: 3}", "ignore.a: 3 is not "),
         ("weights: {a: 3}", "weights.a: 3 is not valid"),

@@ -356,6 +356,15 @@ def prefixes() -> Example:
     )
 
 
+def roots() -> Example:
+    norm, head = rand(5), rand(9, 5)
+    return Example(
+        {"norm.weight": plain(5), "head.weight": plain(9, 5)},
+        {"model.language_model.norm.weight": norm, "lm_head.weight": head},
+        {"norm.weight": norm, "head.weight": head},
+    )
+
+
 def ignore() -> Example:
     norm = rand(5)
     left = {"model.layers.0.attn.rotary_emb.inv_freq": rand(3), "mtp.0.proj.weight": rand(2)}
@@ -416,6 +425,7 @@ EXAMPLES: dict[str, Callable[[], Example]] = {
     "fill": fill,
     "dtype": dtype,
     "prefixes": prefixes,
+    "roots": roots,
     "ignore": ignore,
     "tp": tp,
 }

@@ -21,6 +21,7 @@ from assembler.weights.cuts import Span
 from assembler.weights.finding import Finding
 from assembler.weights.index import CheckpointIndex, TensorInfo
 from assembler.weights.issues import fold_issues
+from assembler.weights.naming import Naming
 from assembler.weights.ops import Op, Shape
 from assembler.weights.parameters import read_parameters
 from assembler.weights.pieces import Constant
@@ -112,7 +113,7 @@ class ExportPlan:
 def export_plan(
     weight_map: WeightMap,
     model: nn.Module,
-    prefix: str | None = None,
+    naming: Naming | None = None,
     *,
     like: CheckpointIndex | None = None,
 ) -> ExportPlan:
@@ -122,7 +123,7 @@ def export_plan(
         weight_map: whose names and layouts to write.
         model: an assembled model (on meta or loaded). For a tensor-parallel one, any rank's: the
             plan says what each rank gives.
-        prefix: stands before every name; default: the first that the map accepts.
+        naming: of the map's `prefixes` the one to write with; default: the first.
         like: a checkpoint that loads through this map without findings, whose tensors are then
             written, with the same dtypes; of several ways that a rule has, the one that the
             checkpoint took. Without it, tensors get the dtypes of their parameters.
@@ -131,14 +132,14 @@ def export_plan(
         The plan. A map that does not fit the model is not raised but found in `findings`, and what
         it cannot write back in `losses`.
     """
-    prefix = weight_map.prefixes[0] if prefix is None else prefix
+    naming = weight_map.prefixes[0] if naming is None else naming
     parameters = read_parameters(model)
     size = parameters.tp.size
     ranks = [replace(parameters, tp=TensorParallel(rank, size)) for rank in range(size)]
     matched = [match_rules(weight_map, rank) for rank in ranks]
-    index = like or _index_to_write(matched[0], model, prefix)
+    index = like or _index_to_write(matched[0], model, naming)
     resolved = [
-        SourceResolver(index, prefix, parameters.untied_heads).resolve(each.ways)
+        SourceResolver(index, naming, parameters.untied_heads).resolve(each.ways)
         for each in matched
     ]
     by_tensor = pieces_by_tensor([resolution.pieces for resolution in resolved])
@@ -156,7 +157,7 @@ def export_plan(
     )
 
 
-def _index_to_write(matched: Matched, model: nn.Module, prefix: str) -> CheckpointIndex:
+def _index_to_write(matched: Matched, model: nn.Module, naming: Naming) -> CheckpointIndex:
     """A checkpoint that holds all the tensors that the first way of each rule names."""
     names = {dtype: name for name, dtype in TORCH_DTYPES.items()}
     tensors: dict[str, TensorInfo] = {}
@@ -166,7 +167,7 @@ def _index_to_write(matched: Matched, model: nn.Module, prefix: str) -> Checkpoi
         kept = matched.dtypes.get(target)
         dtype = model.get_parameter(target).dtype if kept is None else getattr(torch, kept)
         for recipe in ways[0].recipes:
-            for name in (prefix + name for name in recipe.names):
+            for name in map(naming.on_disk, recipe.names):
                 tensors[name] = TensorInfo(name, recipe.shape, names[dtype], Path(), 0, 0)
     return CheckpointIndex(Path(), "safetensors", tensors, {}, {})
 

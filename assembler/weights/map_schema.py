@@ -95,8 +95,13 @@ _SECTIONS: dict[str, dict[str, Any]] = {
     "extends": {**_NAME, "description": "Another map, which this one is laid over."},
     "prefixes": {
         "type": "array",
-        "items": {"type": "string", "pattern": r"^$|\.$"},
-        "description": "Accepted before every name of a checkpoint; the one that fits is used.",
+        "items": {
+            "anyOf": [
+                {"type": "string", "pattern": r"^$|\.$"},
+                {"type": "object", "additionalProperties": {"type": "string"}, "minProperties": 1},
+            ]
+        },
+        "description": "Texts before every name, or roots to replace; the one that fits is used.",
     },
     "config": {
         "type": "object",

@@ -17,11 +17,12 @@ from assembler.weights.finding import Finding
 from assembler.weights.index import CheckpointIndex
 from assembler.weights.issues import Issue, fold_issues
 from assembler.weights.map_options import ParameterType
+from assembler.weights.naming import Naming
 from assembler.weights.parameters import ModelParameters, ParameterSlot, read_parameters
 from assembler.weights.pieces import Constant, Piece, TieCheck
 from assembler.weights.plan_rules import match_rules
 from assembler.weights.plan_sources import Resolution, SourceResolver
-from assembler.weights.prefixes import choose_prefix, foreign_prefix
+from assembler.weights.prefixes import choose_naming, foreign_prefix
 from assembler.weights.recipes import Span
 from assembler.weights.unclaimed import IgnoredTensor, sort_unclaimed
 from assembler.weights.weight_map import WeightMap
@@ -58,7 +59,7 @@ class LoadPlan:
 
     map_name: str
     root: Path
-    prefix: str  # the one of the map's prefixes that this checkpoint has
+    prefix: str  # the one of the map's prefixes that this checkpoint has, as text
     rank: int
     size: int
     parameters: tuple[ParameterSlot, ...]
@@ -69,6 +70,9 @@ class LoadPlan:
     totals: Totals
     constants: tuple[Constant, ...] = ()
     dtypes: Mapping[str, ParameterType] = field(default_factory=dict)  # whatever the load's dtype
+    naming: Naming = field(
+        default_factory=Naming
+    )  # how the checkpoint's names differ from the map's
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -113,14 +117,14 @@ def plan_load(
     parameters = read_parameters(model)
     matched = match_rules(weight_map, parameters)
     recipes = list(matched.recipes)
-    prefix, found = choose_prefix(weight_map.prefixes, recipes, index.tensors)
-    resolution = SourceResolver(index, prefix, parameters.untied_heads).resolve(matched.ways)
+    naming, found = choose_naming(weight_map.prefixes, recipes, index.tensors)
+    resolution = SourceResolver(index, naming, parameters.untied_heads).resolve(matched.ways)
     left = [
         info
         for name, info in index.tensors.items()
         if name not in resolution.claimed and name not in resolution.reported
     ]
-    ignored, unclaimed = sort_unclaimed(weight_map, parameters, left, prefix, matched.misfits, cut)
+    ignored, unclaimed = sort_unclaimed(weight_map, parameters, left, naming, matched.misfits, cut)
     issues = [*matched.issues, *resolution.issues, *unclaimed]
     if not found and recipes:  # one prefix is the cause of all that is missing and unclaimed
         issues = list(foreign_prefix(weight_map, matched.ways, index.tensors)) or issues
@@ -128,7 +132,7 @@ def plan_load(
     return LoadPlan(
         map_name=weight_map.name,
         root=index.root,
-        prefix=prefix,
+        prefix=str(naming),
         rank=parameters.tp.rank,
         size=parameters.tp.size,
         parameters=tuple(parameters.slots.values()),
@@ -139,6 +143,7 @@ def plan_load(
         totals=_totals(index, parameters, resolution, ignored),
         constants=tuple(resolution.constants),
         dtypes=matched.dtypes,
+        naming=naming,
     )
 
 

@@ -12,6 +12,7 @@ from assembler.weights.cuts import Misfit, Span, cut_rows
 from assembler.weights.fold import Form, blank_indices, fill_form, format_indices
 from assembler.weights.index import CheckpointIndex, TensorInfo
 from assembler.weights.issues import Issue
+from assembler.weights.naming import Naming
 from assembler.weights.ops import Transpose
 from assembler.weights.pieces import Constant, Piece, TieCheck, make_pieces
 from assembler.weights.recipes import Recipe, Way
@@ -37,9 +38,9 @@ class SourceResolver:
     """Looks every recipe's tensors up, parameter by parameter."""
 
     def __init__(
-        self, index: CheckpointIndex, prefix: str, untied_heads: frozenset[str] = frozenset()
+        self, index: CheckpointIndex, naming: Naming, untied_heads: frozenset[str] = frozenset()
     ) -> None:
-        self.index, self.prefix, self.untied_heads = index, prefix, untied_heads
+        self.index, self.naming, self.untied_heads = index, naming, untied_heads
         self.tensors = index.tensors
         self.claims = Claims(index)
         self.out = Resolution(claimed=self.claims.owners, used=self.claims.used)
@@ -118,8 +119,8 @@ class SourceResolver:
 
     def _found(self, recipe: Recipe) -> Found:
         """The tensors that are there."""
-        prefix, tensors = self.prefix, self.tensors
-        looked_up = ((n, tensors.get(prefix + name)) for n, name in enumerate(recipe.names))
+        on_disk, tensors = self.naming.on_disk, self.tensors
+        looked_up = ((n, tensors.get(on_disk(name))) for n, name in enumerate(recipe.names))
         return {n: info for n, info in looked_up if info is not None}
 
     def _claim(self, recipe: Recipe, infos: Found) -> bool:
@@ -160,7 +161,7 @@ class SourceResolver:
         absent = [r for r, infos in zip(group, found, strict=True) if not infos]
         if not absent:
             return
-        names = tuple(self.prefix + recipe.pattern for recipe in absent)
+        names = tuple(self.naming.on_disk(recipe.pattern) for recipe in absent)
         lacking = ", ".join(f"{{{n}}}" for n in range(len(names)))
         if len(absent) < len(group):
             have = [p.name for r, infos in zip(group, found, strict=True) if infos for p in r.parts]
@@ -173,7 +174,7 @@ class SourceResolver:
             hint = " If the head shares the embedding, the config should say tie_word_embeddings."
         message = f"the checkpoint has no {lacking}"
         for way in others:
-            more = [self.prefix + recipe.pattern for recipe in way.recipes]
+            more = [self.naming.on_disk(recipe.pattern) for recipe in way.recipes]
             places = range(len(names), len(names) + len(more))
             message += f", nor instead {', '.join(f'{{{n}}}' for n in places)}"
             names += tuple(more)
@@ -188,13 +189,13 @@ class SourceResolver:
             f"stacks {count} tensors {{0}}, numbered 0-{count - 1}; the checkpoint has "
             f"{format_indices({*infos, *beyond})} and lacks {lacking}"
         )
-        names = (self.prefix + recipe.pattern,)
+        names = (self.naming.on_disk(recipe.pattern),)
         return Issue("missing", recipe.slot.name, message, names, recipe.rule.where)
 
     def _stack_indices(self, recipe: Recipe) -> set[int]:
         """All the indices that the disk has for a stack, those past its end too."""
-        form, first = blank_indices(self.prefix + recipe.names[0])
-        second = blank_indices(self.prefix + recipe.names[-1])[1]
+        form, first = blank_indices(self.naming.on_disk(recipe.names[0]))
+        second = blank_indices(self.naming.on_disk(recipe.names[-1]))[1]
         places = [n for n, (a, b) in enumerate(zip(first, second, strict=True)) if a != b]
         if len(places) != 1:
             return set()

@@ -1,4 +1,4 @@
-"""Checkpoints whose every name stands under a common prefix, such as a multimodal wrapper's."""
+"""Which of the namings that a map accepts a checkpoint has, and what to say if it has another."""
 
 from __future__ import annotations
 
@@ -6,19 +6,25 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from assembler.weights.index import TensorInfo
 from assembler.weights.issues import Issue
+from assembler.weights.naming import Naming
 from assembler.weights.recipes import Recipe, Way
 from assembler.weights.weight_map import WeightMap
 from assembler.weights.yaml_marks import display_path
 
 
-def choose_prefix(
-    prefixes: Sequence[str], recipes: Iterable[Recipe], tensors: Mapping[str, TensorInfo]
-) -> tuple[str, int]:
-    """The prefix under which most sources are found (the first such), and how many are."""
+def choose_naming(
+    namings: Sequence[Naming], recipes: Iterable[Recipe], tensors: Mapping[str, TensorInfo]
+) -> tuple[Naming, int]:
+    """The naming under which most sources are found (the first such), and how many are."""
     names = [name for recipe in recipes for name in recipe.names]
-    scores = [(sum(prefix + name in tensors for name in names), prefix) for prefix in prefixes]
-    best = max(score for score, _ in scores)
-    return next(prefix for score, prefix in scores if score == best), best
+    best, most = namings[0], -1
+    for naming in namings:
+        found = sum(naming.on_disk(name) in tensors for name in names)
+        if found > most:
+            best, most = naming, found
+        if found == len(names):
+            break
+    return best, most
 
 
 def foreign_prefix(

@@ -9,6 +9,7 @@ from assembler.weights.ignores import Ignore
 from assembler.weights.index import TensorInfo
 from assembler.weights.issues import Issue
 from assembler.weights.map_rules import Rule
+from assembler.weights.naming import Naming
 from assembler.weights.parameters import ModelParameters
 from assembler.weights.pattern import Pattern, PatternTree
 from assembler.weights.weight_map import WeightMap
@@ -20,13 +21,14 @@ class IgnoredTensor:
 
     info: TensorInfo
     reason: str
+    where: str | None = None  # file:line of the map's entry; None: an override left it out
 
 
 def sort_unclaimed(
     weight_map: WeightMap,
     model: ModelParameters,
     tensors: Iterable[TensorInfo],
-    prefix: str,
+    naming: Naming,
     misfits: Collection[str] = (),
     cut: str | None = None,
 ) -> tuple[list[IgnoredTensor], list[Issue]]:
@@ -41,7 +43,7 @@ def sort_unclaimed(
     explain = _Explainer(weight_map, model, misfits)
     alive = set()
     for info in tensors:
-        bare = info.name.removeprefix(prefix)
+        bare = naming.in_map(info.name)
         ignore = _ignored_by(weight_map.ignore, info.name, bare)
         alive.add(ignore)
         reason = None if ignore is None else ignore.reason
@@ -51,7 +53,8 @@ def sort_unclaimed(
                 issues.append(issue)
                 continue
             reason = cut
-        ignored.append(IgnoredTensor(info, reason))
+        where = None if ignore is None else ignore.where
+        ignored.append(IgnoredTensor(info, reason, where))
     dead = [i for i in weight_map.ignore if i not in alive and not i.optional]
     return ignored, [*(issue for issue in issues if issue is not None), *map(_idle, dead)]
 
@@ -112,8 +115,20 @@ class _Explainer:
         if not there:
             return "its rule fills {0}, which the model does not have"
         slot = self.model.slots.get(f"{target}.{leaf}" if leaf else target)
+        if slot is None and not leaf:
+            return _whole_tensor(target, self.model)
         if slot is None:
             return f"its rule fills {{0}}, which the model has without '{leaf}'"
         if free:
             return f"its rule stacks into {{0}}, which holds only {slot.layout.shape[0]}"
         return "its rule fills {0} from another tensor"
+
+
+def _whole_tensor(module: str, model: ModelParameters) -> str:
+    """What to say of a rule whose source is a whole tensor and whose target is a module."""
+    leaves = [slot.leaf for slot in model.slots.values() if slot.module == module]
+    has = f" (it has {', '.join(leaves)})" if leaves else ""
+    return (
+        f"its rule names this one tensor for the module {{0}}{has}: leave the last part of the "
+        "name out on the right, or name a parameter on the left"
+    )

@@ -19,6 +19,7 @@ from assembler.weights.ignores import Ignore, parse_ignores
 from assembler.weights.map_checks import rule_conflicts
 from assembler.weights.map_rules import Rule, parse_rule
 from assembler.weights.map_scopes import Scope, flatten_scope, merge_scopes, read_scope
+from assembler.weights.naming import Naming, parse_prefixes
 from assembler.weights.pattern import parse_target
 from assembler.weights.yaml_marks import Marked, display_path, load_marked
 
@@ -36,7 +37,7 @@ class WeightMap:
     name: str
     files: tuple[Path, ...]  # this map, then those it extends
     rules: tuple[Rule, ...]
-    prefixes: tuple[str, ...]
+    prefixes: tuple[Naming, ...]  # one that fits is chosen for each checkpoint
     ignore: tuple[Ignore, ...]
     config: Mapping[str, Field] | None  # GGUF maps only
 
@@ -64,7 +65,7 @@ def load_weight_map(name_or_path: str | Path, search_dirs: Sequence[str | Path] 
     rules = _with_tp(rules, chain, problems)
     ignore = _attempt(problems, parse_ignores, chain) or ()
     config = _attempt(problems, _config, chain)
-    prefixes = _attempt(problems, _prefixes, chain) or ("",)
+    prefixes = _attempt(problems, parse_prefixes, chain, rules) or (Naming(),)
     if problems:
         raise WeightMapError("\n".join(problems))
     files = tuple(marked.path for marked in chain)
@@ -205,21 +206,6 @@ def _names(entry: str, target: str) -> bool:
     if target == entry or target.startswith(f"{entry}."):
         return True
     return f"{{}}.{entry}." in f"{target}."
-
-
-def _prefixes(chain: Sequence[Marked]) -> tuple[str, ...]:
-    for marked in chain:
-        prefixes = marked.data.get("prefixes")
-        if prefixes is None:
-            continue
-        for n, prefix in enumerate(prefixes):
-            if not isinstance(prefix, str) or (prefix and not prefix.endswith(".")):
-                raise WeightMapError(
-                    f"{marked.where('prefixes', n)}: a prefix is '' or ends with '.', "
-                    f"not {prefix!r}"
-                )
-        return tuple(prefixes) or ("",)
-    return ("",)
 
 
 def _config(chain: Sequence[Marked]) -> dict[str, Field] | None:

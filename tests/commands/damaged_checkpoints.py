@@ -39,7 +39,7 @@ def misspelt(folder: Path) -> None:
 
 
 def extra(folder: Path) -> None:
-    change_tensors(folder, lambda w: w.update({"vision_tower.weight": torch.zeros(2)}))
+    change_tensors(folder, lambda w: w.update({"audio_tower.weight": torch.zeros(2)}))
 
 
 def misshapen(folder: Path) -> None:
@@ -103,7 +103,7 @@ FINDINGS: dict[str, tuple[Damage, str, str]] = {
     ),
     "extra": (
         extra,
-        r"unclaimed: vision_tower\.weight: no rule uses it",
+        r"unclaimed: audio_tower\.weight: no rule uses it",
         "30/31 tensors, 99.9 % of bytes, 21/21 parameters: 1 finding",
     ),
     "mis-shaped": (

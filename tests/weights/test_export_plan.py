@@ -29,7 +29,7 @@ def round_trip(
     index = save(folder / "in", weights)
     load = plan_load(weight_map, model, index)
     load.raise_for_findings()
-    plan = export_plan(weight_map, model, load.prefix, like=index)
+    plan = export_plan(weight_map, model, load.naming, like=index)
     out = folder / "out"
     out.mkdir()
     [file] = execute_export(plan, CheckpointParameters(load, index), out)

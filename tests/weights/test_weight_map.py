@@ -13,6 +13,7 @@ from weights_harness import MAP, write_map
 from assembler.errors import WeightMapError
 from assembler.weights.map_options import RopeOption
 from assembler.weights.map_schema import weight_map_schema
+from assembler.weights.naming import Naming
 from assembler.weights.weight_map import PACKAGE_ROOT, WeightMap, load_weight_map
 from assembler.weights.yaml_marks import load_marked, parse_marked
 
@@ -98,7 +99,7 @@ tp: {column: [mlp.down]}
     assert "layers.{i}.attn.o" not in found and "lm_head" not in found
     assert found["embed"] == ["model.embed_tokens"]
     assert {r.target.text: r.tp for r in child.rules}["layers.{i}.mlp.down"] == "column"
-    assert child.prefixes == ("",) and [i.reason for i in child.ignore]
+    assert child.prefixes == (Naming(),) and [i.reason for i in child.ignore]
     assert [path.name for path in child.files] == ["child.yaml", "tiny.yaml"]
 
 
