@@ -19,6 +19,7 @@ _HOMES = {
     "LLM": "assembler.llm",
     "SamplingParams": "assembler.engine.sampling_params",
     "RequestOutput": "assembler.engine.outputs",
+    "explain_tensor": "assembler.explain",
     "load_model": "assembler.loading",
     "logits": "assembler.loading",
     "load_spec": "assembler.model.compose",
@@ -32,6 +33,7 @@ __all__ = [
     "SamplingParams",
     "__version__",
     "build_model",
+    "explain_tensor",
     "load_model",
     "load_spec",
     "logits",
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from assembler.engine.outputs import RequestOutput
     from assembler.engine.sampling_params import SamplingParams
     from assembler.errors import AssemblerError
+    from assembler.explain import explain_tensor
     from assembler.llm import LLM
     from assembler.loading import load_model, logits
     from assembler.model.build import build_model

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from assembler.weights.dummy import dummy_load
 from assembler.weights.execute import materialize, reset_buffers, tie_weights
 from assembler.weights.fill import Mmap, Progress, fill_model
 from assembler.weights.index import CheckpointIndex, read_checkpoint_index
+from assembler.weights.override_hints import blame_overrides
 from assembler.weights.plan import LoadPlan, plan_load
 from assembler.weights.source import resolve_checkpoint
 from assembler.weights.weight_map import WeightMap, load_weight_map
@@ -45,6 +46,7 @@ class Assembly:
     plan: LoadPlan | None
     hub_map: str | Path = ""  # the map that the conf names, for checkpoints as the Hub has them
     roots: tuple[Path, ...] = ()  # the folders in which confs and maps were looked for
+    overrides: tuple[str, ...] = ()  # of the conf
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def assemble(
         return Assembly(spec, model, source.path, source.config, source.index, None, None)
     hub_map = _hub_map(spec, conf, roots)
     weight_map = load_weight_map(source.format_map or hub_map, roots)
-    plan = plan_load(weight_map, model, source.index, cut=_cut(overrides))
+    plan = _plan(weight_map, model, source.index, overrides)
     return Assembly(
         spec=spec,
         model=model,
@@ -104,7 +106,28 @@ def assemble(
         plan=plan,
         hub_map=hub_map,
         roots=tuple(roots),
+        overrides=tuple(overrides),
     )
+
+
+def assemble_rank(assembly: Assembly, tp: TensorParallel) -> Assembly:
+    """What another tensor-parallel rank would load; nothing is read or composed again.
+
+    Raises:
+        SpecError: the model cannot be split over so many ranks.
+    """
+    assert assembly.weight_map is not None and assembly.index is not None, "assemble with weights"
+    model = build_model(assembly.spec, tp)
+    plan = _plan(assembly.weight_map, model, assembly.index, assembly.overrides)
+    return replace(assembly, model=model, plan=plan)
+
+
+def _plan(
+    weight_map: WeightMap, model: nn.Module, index: CheckpointIndex, overrides: Sequence[str]
+) -> LoadPlan:
+    """The plan, its findings in terms of the overrides that are behind them."""
+    plan = plan_load(weight_map, model, index, cut=_cut(overrides))
+    return replace(plan, findings=tuple(blame_overrides(plan, overrides)))
 
 
 def _cut(overrides: Sequence[str]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -61,6 +62,31 @@ def format_indices(indices: Iterable[int]) -> str:
         else:
             runs.append([index, index])
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def covers_any(text: str, names: Iterable[str]) -> bool:
+    """Whether a text, written with folded names, speaks of one of `names`."""
+    by_form: dict[Form, list[tuple[int, ...]]] = {}
+    for name in names:
+        form, indices = blank_indices(name)
+        by_form.setdefault(form, []).append(indices)
+    for word in text.split():
+        ranges: list[set[int]] = []
+        form = tuple(_open(segment, ranges) for segment in word.strip(",:;.()'`").split("."))
+        for indices in by_form.get(form, ()):
+            if all(index in among for index, among in zip(indices, ranges, strict=True)):
+                return True
+    return False
+
+
+def _open(segment: str, ranges: list[set[int]]) -> str | None:
+    """A segment of a folded name as a form has it; the indices it stands for go to `ranges`."""
+    inner = segment[1:-1] if segment.startswith("{") and segment.endswith("}") else segment
+    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", inner):
+        return segment
+    runs = (run.split("-") for run in inner.split(","))
+    ranges.append({n for run in runs for n in range(int(run[0]), int(run[-1]) + 1)})
+    return None
 
 
 def _fold_form(form: Form, members: dict[tuple[int, ...], str]) -> Iterator[Fold]:

@@ -75,7 +75,7 @@ def find_losses(
             lost.setdefault((reason, rounds, group[0].piece.target), []).append(name)
     if not lost:
         return ()
-    rules = _RuleOf(weight_map)
+    rules = RuleLookup(weight_map)
     merged: dict[tuple[Rule, str, bool], list[str]] = {}
     for (reason, rounds, target), names in lost.items():
         merged.setdefault((rules.find(target), reason, rounds), []).extend(names)
@@ -108,7 +108,7 @@ def _share_read(ops: Sequence[Op], shape: Shape) -> Fraction:
     return share
 
 
-class _RuleOf:
+class RuleLookup:
     """Looks up the rule that fills a parameter."""
 
     def __init__(self, weight_map: WeightMap) -> None:
@@ -117,8 +117,12 @@ class _RuleOf:
             self._tree.add(rule.target, rule)
 
     def find(self, parameter: str) -> Rule:
-        """The rule of the parameter itself, else that of its module."""
-        return (self._tree.find(parameter) or self._tree.find(parameter.rpartition(".")[0]))[0]
+        """The rule of the parameter itself, else that of its module. Raises IndexError for none."""
+        return self.all(parameter)[0]
+
+    def all(self, parameter: str) -> list[Rule]:
+        """Every rule of the parameter itself, else every rule of its module."""
+        return self._tree.find(parameter) or self._tree.find(parameter.rpartition(".")[0])
 
 
 def fold_all(names: Iterable[str]) -> str:
