@@ -106,6 +106,7 @@ def test_a_typo_in_any_field_of_a_conf_is_rejected(name: str) -> None:
         "layers: {blocks: {attn: {qk_norm: {eps: 1e-6}}}}",
         "layers: {kinds: [0, 1, true, full], variants: {0: {}, 1: null, a b: {blocks: {x: null}}}}",
         "layers: {count: 2, streams: [x, y], kinds: a if i else b, wiring: [x = x]}",
+        "layers: {kinds: {attention: [0, full], mlp: dense if i else moe, other: null}}",
         "matches: {architectures: A, model_type: [a, b]}",
     ],
 )

@@ -122,8 +122,9 @@ def _located_wiring(spec: ModelSpec, kind: str | None) -> tuple[tuple[str, ...],
         lines, prefix = spec.wiring, ("wiring",)
     else:
         lines = spec.kinds[kind].wiring
-        own = ("layers", "variants", kind, "wiring")
-        prefix = own if (*own, 0) in spec.sources else ("layers", "wiring")
+        own = [("layers", "variants", name, "wiring") for name in spec.kinds[kind].variants]
+        written = (place for place in own if (*place, 0) in spec.sources)
+        prefix = next(written, ("layers", "wiring"))
     return lines, [spec.sources.get((*prefix, n), spec.name) for n in range(len(lines))]
 
 
@@ -132,7 +133,9 @@ def _callees(spec: ModelSpec, kind: str | None, registry: BlockRegistry) -> dict
     places: list[tuple[str, ...]] = [()]
     entries = spec.blocks
     if kind is not None:
-        places = [("layers", "variants", kind, "blocks"), ("layers", "blocks")]
+        variants = reversed(spec.kinds[kind].variants)
+        places = [("layers", "variants", name, "blocks") for name in variants]
+        places += [("layers", "blocks")]
         entries = spec.kinds[kind].blocks
     callees = {}
     for name, entry in entries.items():

@@ -44,6 +44,8 @@ class ConfigFields:
     def get(self, names: str) -> Any:
         """The value of the first of `names` ("a|b|c", each may be dotted) that is there.
 
+        A step of a dotted name is a key, or the number of an item in a list.
+
         A null counts as there only if no later name has a value; a field found nowhere gives a
         `Missing`.
         """
@@ -59,9 +61,12 @@ class ConfigFields:
     def _one(self, dotted: str) -> Any:
         value: Any = self._fields
         for key in dotted.split("."):
-            if not isinstance(value, Mapping) or key not in value:
+            if isinstance(value, list) and key.isdecimal() and int(key) < len(value):
+                value = value[int(key)]
+            elif isinstance(value, Mapping) and key in value:
+                value = value[key]
+            else:
                 return Missing(dotted)
-            value = value[key]
         return value
 
     def __contains__(self, name: str) -> bool:

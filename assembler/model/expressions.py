@@ -1,8 +1,8 @@
 """Arithmetic written in YAML: a whitelisted subset of Python's expression syntax, never `eval`.
 
 `${calc:'hidden_size // num_attention_heads'}`, the `kinds` rule of a layer and the scalar parts of
-a wiring equation are expressions. Only the nodes below exist; attribute access, subscripts, calls
-of anything but the listed functions, lambdas, comprehensions and f-strings are refused by name.
+a wiring equation are expressions. Only the nodes below exist; attribute access, slices, calls of
+anything but the listed functions, lambdas, comprehensions and f-strings are refused by name.
 """
 
 from __future__ import annotations
@@ -63,6 +63,10 @@ _MAX_POWER = 256
 _MAX_INTEGER = 2**512
 _MAX_DEPTH = 100
 _MAX_LENGTH = 20_000
+
+
+class NoSuchItem(SpecError):
+    """A list was asked for an item it does not have."""
 
 
 def parse(text: str) -> ast.expr:
@@ -153,6 +157,8 @@ def _evaluate(node: ast.expr, names: Callable[[str], Any]) -> Any:
             return [_evaluate(item, names) for item in node.elts]
         case ast.BinOp() if type(node.op) in _BINARY:
             return _binary(node, _evaluate(node.left, names), _evaluate(node.right, names))
+        case ast.Subscript() if not isinstance(node.slice, ast.Slice):
+            return _item(node, _evaluate(node.value, names), _evaluate(node.slice, names))
         case ast.UnaryOp() if type(node.op) in _UNARY:
             return _UNARY[type(node.op)](_evaluate(node.operand, names))
         case ast.BoolOp():
@@ -191,6 +197,16 @@ def _binary(node: ast.BinOp, left: Any, right: Any) -> Any:
     if any(isinstance(x, int) and abs(x) > _MAX_INTEGER for x in (left, right, value)):
         raise SpecError(f"'{_source(node)}': the numbers grow too large")
     return value
+
+
+def _item(node: ast.Subscript, items: Any, index: Any) -> Any:
+    """`items[index]`. Counting from the end is refused: `[i - 1]` of layer 0 is a mistake."""
+    if not isinstance(items, list) or type(index) is not int:
+        given = shortened(f"{items!r} and {index!r}")
+        raise SpecError(f"'{_source(node)}': only a list has items, by their number (got {given})")
+    if not 0 <= index < len(items):
+        raise NoSuchItem(f"'{_source(node)}': there is no item {index} in a list of {len(items)}")
+    return items[index]
 
 
 def _boolean(node: ast.BoolOp, names: Callable[[str], Any]) -> Any:

@@ -98,7 +98,7 @@ def _message(finding: dict[str, Any], owner: type[BaseModel]) -> str:
         case "literal_error":
             names = re.findall(r"'([^']*)'", context["expected"])
             hint = did_you_mean(str(given), names)
-            return f"{_shown(given)} is none of {context['expected']}.{hint}"
+            return f"{shown(given)} is none of {context['expected']}.{hint}"
         case "union_tag_invalid":
             names = re.findall(r"'([^']*)'", context["expected_tags"])
             hint = did_you_mean(context["tag"], names)
@@ -108,15 +108,15 @@ def _message(finding: dict[str, Any], owner: type[BaseModel]) -> str:
         case "value_error":
             return str(context["error"])
         case "model_type" | "model_attributes_type" | "dict_type":
-            return f"must be a mapping (got {_shown(given)})"
+            return f"must be a mapping (got {shown(given)})"
         case "tuple_type" | "list_type":
-            return f"must be a list (got {_shown(given)})"
+            return f"must be a list (got {shown(given)})"
         case "string_type":
-            return f"must be text (got {_shown(given)})"
-    return f"{finding['msg'][0].lower()}{finding['msg'][1:]} (got {_shown(given)})"
+            return f"must be text (got {shown(given)})"
+    return f"{finding['msg'][0].lower()}{finding['msg'][1:]} (got {shown(given)})"
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value as YAML spells it, cut where it is long."""
     special = {None: "null", True: "true", False: "false"}
     text = special[value] if value is None or isinstance(value, bool) else repr(value)

@@ -21,9 +21,14 @@ Schema = dict[str, Any]
 _INTERPOLATION = {"$ref": "#/$defs/interpolation"}
 _NULL = {"type": "null"}
 _NAME = "^[A-Za-z_][A-Za-z0-9_]*$"
-_KINDS = {
+_KINDS_OF_AXIS = {
     "type": ["string", "array", "null"],
     "items": {"type": ["string", "integer", "boolean"]},
+}
+_KINDS = {
+    "type": [*_KINDS_OF_AXIS["type"], "object"],
+    "items": _KINDS_OF_AXIS["items"],
+    "additionalProperties": _KINDS_OF_AXIS,
 }
 _DEFAULTS = {
     "type": "array",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
@@ -19,10 +20,17 @@ from assembler.model.field_errors import (
     unknown_block,
 )
 from assembler.model.inherit import replaces
-from assembler.model.kinds import used_kinds, with_named_kinds, without_unused
+from assembler.model.kinds import Kind, kind_name, used_kinds, with_named_kinds, without_unused
 from assembler.model.names import block_name_problem, stream_name_problem
 from assembler.model.registry import BlockRegistry, BlockSpec
-from assembler.model.spec import LayerKind, LayersDocument, ModelDocument, ModelSpec
+from assembler.model.spec import (
+    Equations,
+    LayerKind,
+    LayersDocument,
+    ModelDocument,
+    ModelSpec,
+    VariantDocument,
+)
 
 
 class _Parser:
@@ -96,7 +104,9 @@ def parse_spec(
         name: parser.block(entry, lambda key, name=name: (name, *key), set(entries) - {name})
         for name, entry in entries.items()
     }
-    kinds = {kind: _layer_kind(kind, document.layers, parser) for kind in dict.fromkeys(used)}
+    kinds = {
+        kind_name(kind): _layer_kind(kind, document.layers, parser) for kind in dict.fromkeys(used)
+    }
     parser.raise_findings()
     return ModelSpec(
         name=name,
@@ -108,7 +118,7 @@ def parse_spec(
         blocks=blocks,
         streams=document.layers.streams,
         kinds=kinds,
-        layer_kinds=used,
+        layer_kinds=tuple(map(kind_name, used)),
         wiring=document.wiring,
         sources={key: where(key) for key in _compiled_keys(document, entries)},
     )
@@ -163,32 +173,66 @@ def _document(data: Mapping[str, Any], parser: _Parser) -> ModelDocument:
         raise AssertionError("a validation error has findings") from error
 
 
-def _layer_kind(kind: str, layers: LayersDocument, parser: _Parser) -> LayerKind | None:
-    """The shared layer with the changes of one variant."""
-    variant = layers.variants.get(kind)
-    own = variant.blocks if variant is not None else {}
-    shared = {name: block for name, block in layers.blocks.items() if block is not None}
-    blocks: dict[str, BlockSpec | None] = {}
-    for name in [*shared, *(n for n in own if n not in shared)]:
-        base, change = shared.get(name, {}), own.get(name, {})
-        if change is None:
-            if name not in shared:
-                hint = did_you_mean(name, shared)
-                key = ("layers", "variants", kind, "blocks", name)
+def _layer_kind(kind: Kind, layers: LayersDocument, parser: _Parser) -> LayerKind | None:
+    """The shared layer with the changes of its variants, one after the other."""
+    places = [("layers", "variants", name) for name in kind]
+    variants = [layers.variants.get(name) or VariantDocument() for name in kind]
+    entries = {
+        name: _Entry(block, [(("layers", "blocks", name), block)])
+        for name, block in layers.blocks.items()
+        if block is not None
+    }
+    for place, variant in zip(places, variants, strict=True):
+        for name, change in variant.blocks.items():
+            key = (*place, "blocks", name)
+            if change is not None:
+                entries[name] = entries.get(name, _Entry({}, [])).changed(change, key)
+            elif entries.pop(name, None) is None:
+                hint = did_you_mean(name, entries)
                 parser.report(key, f"null drops a shared block, and there is none by it.{hint}")
-            continue
-        entry = change if replaces(base, change) else {**base, **change}
-
-        def key_of(path: KeyPath, name: str = name, change: Mapping[str, Any] = change) -> KeyPath:
-            if name not in shared or (path and path[0] in change):
-                return ("layers", "variants", kind, "blocks", name, *path)
-            return ("layers", "blocks", name, *path)
-
-        blocks[name] = parser.block(entry, key_of, set(shared) - {name})
+    shared = [name for name, block in layers.blocks.items() if block is not None]
+    blocks = {
+        name: parser.block(entry.data, entry.key_of, set(shared) - {name})
+        for name, entry in entries.items()
+    }
     if any(spec is None for spec in blocks.values()):
         return None
-    wiring = layers.wiring if variant is None or variant.wiring is None else variant.wiring
-    return LayerKind(name=kind, blocks=blocks, wiring=wiring)
+    wiring = _wiring_of(dict(zip(places, variants, strict=True)), parser)
+    wiring = layers.wiring if wiring is None else wiring
+    return LayerKind(name=kind_name(kind), variants=kind, blocks=blocks, wiring=wiring)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One block of a layer while the variants of its kind are laid over it."""
+
+    data: Mapping[str, Any]
+    parts: list[tuple[KeyPath, Mapping[str, Any]]]  # what it is put together of, by YAML key
+
+    def changed(self, change: Mapping[str, Any], key: KeyPath) -> _Entry:
+        if replaces(self.data, change):
+            return _Entry(change, [(key, change)])
+        return _Entry({**self.data, **change}, [*self.parts, (key, change)])
+
+    def key_of(self, path: KeyPath) -> KeyPath:
+        """The YAML key of a path inside the block: below the last part that sets its field."""
+        for key, part in reversed(self.parts):
+            if path and path[0] in part:
+                return (*key, *path)
+        return (*self.parts[0][0], *path)
+
+
+def _wiring_of(variants: Mapping[KeyPath, VariantDocument], parser: _Parser) -> Equations | None:
+    """The equations that the variants of one layer give; more than one set is a finding."""
+    given = {key: variant.wiring for key, variant in variants.items() if variant.wiring is not None}
+    if len(set(given.values())) > 1:
+        first, *_, last = given
+        parser.report(
+            (*last, "wiring"),
+            f"a layer that is '{first[-1]}' and '{last[-1]}' would have two wirings. Give one "
+            "axis the wiring, with a kind for each combination that needs its own",
+        )
+    return next(reversed(given.values()), None)
 
 
 def _report_unknown_layer_fields(layers: Mapping[str, Any], parser: _Parser) -> None:

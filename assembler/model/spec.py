@@ -66,10 +66,11 @@ class LayersDocument(_Document):
     streams: tuple[str, ...] = Field(
         ("x",), min_length=1, description="tensors that live from layer to layer"
     )
-    kinds: Texts | None = Field(
+    kinds: Any = Field(  # checked, and turned into `layer_kinds`, by `used_kinds`
         None,
-        description="the kind of each layer: a list (the first `count` entries are used), or an "
-        "expression in the layer index `i` such as: full if i % 2 else sliding",
+        description="the kind of each layer: a list (the first `count` entries are used), an "
+        "expression in the layer index `i` such as: full if i % 2 else sliding, or several of "
+        "them by axis",
     )
     blocks: dict[str, dict[str, Any] | None] = Field(
         description="the blocks of a layer, by name; null drops an inherited one"
@@ -107,6 +108,7 @@ class LayerKind(_Document):
     """One kind of layer: its blocks and its equations."""
 
     name: str
+    variants: tuple[str, ...] = ()  # what it is made of, one an axis; the later ones prevail
     blocks: Mapping[str, BlockSpec]
     wiring: Equations
 
@@ -122,7 +124,7 @@ class ModelSpec(_Document):
     max_length: int | None
     blocks: Mapping[str, BlockSpec]
     streams: tuple[str, ...]
-    kinds: Mapping[str, LayerKind]
+    kinds: Mapping[str, LayerKind]  # by name: of the variant, or of several joined by "+"
     layer_kinds: tuple[str, ...]  # the kind of each layer, in order
     wiring: Equations
     # "file:line" of each equation and of each block, by its keys in the YAML, e.g. ("wiring", 0),

@@ -7,10 +7,15 @@ from typing import Any
 import pytest
 from toy_confs import Workspace
 
-from assembler.errors import SpecError
+from assembler.errors import SpecError, WiringError
 from assembler.model.spec import ModelSpec
 
-CONFIG = {"layer_types": ["full", "sliding", "full"], "flags": [1, 0, 1], "moe": [0, 2]}
+CONFIG = {
+    "layer_types": ["full", "sliding", "full"],
+    "flags": [1, 0, 1],
+    "moe": [0, 2],
+    "nested": [[["full", "sliding"], 2]],
+}
 
 
 def _spec(ws: Workspace, layers: str, count: int = 3) -> ModelSpec:
@@ -32,6 +37,11 @@ def _layer_kinds(ws: Workspace, kinds: str, variants: str = "{full: {}, sliding:
         ("full if (i + 1) % 3 == 0 else sliding", "sliding sliding full"),
         ("full if i >= max(1, 2) else sliding", "sliding sliding full"),
         ("full if i in ${hf:moe} else sliding", "full sliding full"),
+        ("full if i in ${hf:absent,[]} else sliding", "sliding sliding sliding"),
+        ("full if ${hf:flags}[i] else sliding", "full sliding full"),
+        ("full if not ${hf:flags}[(i + 1) % 3] else sliding", "full sliding sliding"),
+        ("${hf:nested.0.0}[i % len(${hf:nested.0.0})]", "full sliding full"),
+        ("${hf:nested}[0][0][0]", "full full full"),
         ("full if 0 < i < 2 or i == 0 and not i else sliding", "full full sliding"),
         ("\"${hf:absent,'full if i else sliding'}\"", "sliding full full"),
     ],
@@ -129,10 +139,23 @@ def test_a_layer_may_do_nothing(ws: Workspace) -> None:
         ("  kinds: i + 1\n  variants: {a: {}}", "'1' has no entry in layers.variants"),
         ("  kinds: a if j else b\n  variants: {a: {}, b: {}}", "unknown name 'j' in 'a if j else"),
         ("  kinds: a if 1 / i else a\n  variants: {a: {}}", "cannot be computed: division by zero"),
-        ("  kinds: a[0]\n  variants: {a: {}}", "indexing ('[...]') is not allowed"),
+        ("  kinds: a[0]\n  variants: {a: {}}", "'a[0]': only a list has items, by their number"),
+        ("  kinds: a[0:1]\n  variants: {a: {}}", "indexing ('[...]') is not allowed"),
+        (
+            '  kinds: "a if ${hf:moe}[i] else a"\n  variants: {a: {}}',
+            "layers.kinds: '[0, 2][i]': there is no item 2 in a list of 2 (in layer 2 of 3)",
+        ),
+        (
+            '  kinds: "a if ${hf:moe}[i - 1] else a"\n  variants: {a: {}}',
+            "there is no item -1 in a list of 2 (in layer 0 of 3)",
+        ),
         ("  kinds: open(a)\n  variants: {a: {}}", "unknown function 'open'"),
-        ("  kinds: 3\n  variants: {a: {}}", "layers.kinds: must be a list (got 3)"),
-        ("  kinds: {a: 1}\n  variants: {a: {}}", "layers.kinds: must be a list (got {'a': 1})"),
+        ("  kinds: 3\n  variants: {a: {}}", "layers.kinds: must be a list or a rule in i (got 3)"),
+        (
+            "  kinds: {x: 1}\n  variants: {a: {}}",
+            "layers.kinds.x: must be a list or a rule in i (go",
+        ),
+        ("  kinds: [[a], a, a]\n  variants: {a: {}}", "'['a']' has no entry in layers.variants"),
         ("  kinds: a\n  variants: [a]", "layers.variants: must be a mapping (got ['a'])"),
         ("  kinds: a\n  variants: {a: 3}", "layers.variants.a: must be a mapping (got 3)"),
         ("  kinds: a\n  variants: {a: {block: {}}}", "unknown field 'block' of Variant. Did you"),
@@ -156,6 +179,123 @@ def test_what_is_wrong_with_kinds(ws: Workspace, layers: str, message: str) -> N
     with pytest.raises(SpecError) as caught:
         _spec(ws, layers)
     assert message in str(caught.value)
+
+
+AXES = """\
+  kinds:
+    attention: ${hf:layer_types}
+    feed: wide if i in ${hf:moe} else narrow
+  variants:
+    full: {}
+    sliding: {blocks: {attn: {window: 4}, mlp: {activation: relu}}}
+    wide: {blocks: {mlp: {size: 24, activation: silu}}}
+    narrow: {}
+"""
+
+
+def test_kinds_along_several_axes(ws: Workspace) -> None:
+    spec = _spec(ws, AXES.replace("i in ${hf:moe}", "i < 2"))
+    assert spec.layer_kinds == ("full+wide", "sliding+wide", "full+narrow")
+    assert list(spec.kinds) == ["full+wide", "sliding+wide", "full+narrow"]
+    assert spec.kinds["sliding+wide"].variants == ("sliding", "wide")
+    both = spec.kinds["sliding+wide"].blocks
+    assert (both["attn"].window, both["mlp"].size) == (4, 24)
+    assert both["mlp"].activation == "silu"  # the later axis prevails
+    layers = ws.build(spec).layers
+    assert [type(layer).__name__ for layer in layers] == [f"Layer_{k}" for k in spec.layer_kinds]
+
+
+def test_the_order_of_the_axes_decides(ws: Workspace) -> None:
+    swapped = AXES.replace("    attention: ${hf:layer_types}\n", "").replace(
+        "narrow\n  variants", "narrow\n    attention: ${hf:layer_types}\n  variants"
+    )
+    spec = _spec(ws, swapped.replace("i in ${hf:moe}", "i < 2"))
+    assert spec.kinds["wide+sliding"].blocks["mlp"].activation == "relu"
+
+
+def test_a_child_replaces_or_drops_one_axis(ws: Workspace) -> None:
+    _spec(ws, AXES)
+    ws.write("parent", (ws.root / "conf" / "my.yaml").read_text())
+    child = "defaults: [parent]\nlayers: {kinds: {feed: narrow}}"
+    assert ws.spec(child, CONFIG).layer_kinds == ("full+narrow", "sliding+narrow", "full+narrow")
+    child = "defaults: [parent]\nlayers: {kinds: {feed: null}}"
+    assert ws.spec(child, CONFIG).layer_kinds == ("full", "sliding", "full")
+    child = "defaults: [parent]\nlayers: {kinds: wide}"
+    assert ws.spec(child, CONFIG).layer_kinds == ("wide",) * 3
+    spec = ws.spec("defaults: [parent]", CONFIG, ["conf.layers.kinds.feed=narrow"])
+    assert spec.layer_kinds == ("full+narrow", "sliding+narrow", "full+narrow")
+
+
+def test_a_block_that_one_axis_drops_and_another_adds(ws: Workspace) -> None:
+    spec = _spec(
+        ws,
+        """\
+  kinds: {a: bare, b: fed}
+  variants:
+    bare: {blocks: {mlp: null}}
+    fed: {blocks: {mlp: {block: Feed, size: 3}}}
+""",
+    )
+    assert spec.kinds["bare+fed"].blocks["mlp"].size == 3
+
+
+def test_wiring_of_one_axis(ws: Workspace) -> None:
+    own = "[x = mlp(mlp_norm(x + attn(attn_norm(x))))]"
+    spec = _spec(ws, AXES.replace("narrow: {}", f"narrow: {{wiring: {own}}}"))
+    assert [len(spec.kinds[kind].wiring) for kind in spec.layer_kinds] == [2, 1, 2]
+    ws.build(spec)
+    wrong = _spec(
+        ws, AXES.replace("narrow: {}", f"narrow: {{wiring: {own}}}".replace("mlp(", "m("))
+    )
+    with pytest.raises(WiringError, match=r"^conf/my.yaml:14: unknown block or function 'm'"):
+        ws.build(wrong)
+
+
+def test_two_axes_may_give_the_same_wiring(ws: Workspace) -> None:
+    own = "{wiring: [x = mlp(mlp_norm(x + attn(attn_norm(x))))]}"
+    text = AXES.replace("full: {}", f"full: {own}").replace("narrow: {}", f"narrow: {own}")
+    spec = _spec(ws, text.replace("wide if i in ${hf:moe} else narrow", "narrow"))
+    assert [len(spec.kinds[kind].wiring) for kind in spec.layer_kinds] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "attention: ${hf:layer_types}",
+            "attention: [full]",
+            "8: layers.kinds.attention: names 1 la",
+        ),
+        ("else narrow", "else narow", "conf/my.yaml:9: layers.kinds.feed: unknown name 'narow' in"),
+        (
+            "wide if i in ${hf:moe} else narrow",
+            "sliding",
+            "my.yaml:9: layers.kinds.feed: 'sliding' is a kind of the axis 'attention' already",
+        ),
+        (
+            "    full: {}\n    sliding: {",
+            "    full: {wiring: [x = x + attn(x)]}\n    sliding: {wiring: [x = x + attn(x)], ",
+            "my.yaml:14: layers.variants.narrow.wiring: a layer that is 'sliding' and 'narrow' "
+            "would have two wirings. Give one axis the wiring",
+        ),
+        (
+            "attention: ${hf:layer_types}",
+            "attention: {a: 1}",
+            "must be a list or a rule in i (got {",
+        ),
+        ("attention: ${hf:layer_types}", "attention: ${hf:absent}", "needs 'absent'"),
+    ],
+)
+def test_what_is_wrong_with_axes(ws: Workspace, old: str, new: str, message: str) -> None:
+    text = AXES.replace("narrow: {}", "narrow: {wiring: [x = x + mlp(mlp_norm(x))]}")
+    with pytest.raises(SpecError) as caught:
+        _spec(ws, text.replace(old, new))
+    assert message in str(caught.value)
+
+
+def test_a_name_that_reads_like_a_combination(ws: Workspace) -> None:
+    with pytest.raises(SpecError, match="'a\\+b': a name with '\\+' would read like a combination"):
+        _spec(ws, "  kinds: {x: [a+b, a+b, a+b], y: c}\n  variants: {a+b: {}, c: {}}")
 
 
 @pytest.mark.parametrize("count", ["'2'", "2.0", "true", "0", "-1", "null", str(10**9), "[2]"])
