@@ -27,6 +27,14 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True)
+class Routing:
+    """The size of a mixture of experts, for the blocks inside it."""
+
+    num_experts: int
+    top_k: int  # experts a token uses
+
+
+@dataclass(frozen=True)
 class BuildContext:
     """Where a block stands in the model: all that its constructor does not take from the YAML.
 
@@ -42,19 +50,30 @@ class BuildContext:
     # Set when the ranks share the stream itself, e.g. the queries: which rows each of them holds.
     # `hidden_size` is the width over all ranks.
     part: Part | None = None
+    # Set when the block serves the heads of an attention block one by one (a norm with a weight for
+    # each, a gate): the rows of all heads, in units of head_dim.
+    heads: Part | None = None
+    routing: Routing | None = None  # set inside a mixture of experts
     # Builds a nested block from its validated spec; set by the assembler (blocks know no registry).
     make: Callable[[BuildContext, Any], nn.Module] = field(repr=False, default=None)  # type: ignore[assignment]
 
     def child(
-        self, spec: Any, name: str, width: int | None = None, part: Part | None = None
+        self,
+        spec: Any,
+        name: str,
+        width: int | None = None,
+        part: Part | None = None,
+        heads: Part | None = None,
     ) -> nn.Module:
         """Build the nested block `spec` (a validated field) over `width`, default hidden_size.
 
-        With `part` it works on this rank's rows of that part of a stream (and `width` is its size).
+        With `part` it works on this rank's rows of that part of a stream (and `width` is its size);
+        with `heads` on each of them by itself.
         """
         path = f"{self.path}.{name}" if self.path else name
         width = part.size if part is not None else width or self.hidden_size
-        return self.make(replace(self, path=path, hidden_size=width, part=part), spec)
+        place = replace(self, path=path, hidden_size=width, part=part, heads=heads)
+        return self.make(place, spec)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from triton import compile as triton_compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from assembler.kernels import paged_attention_triton, store_kv_triton
+from assembler.kernels import grouped_mlp_triton, paged_attention_triton, store_kv_triton
+from assembler.kernels.expert_weights import ExpertWeights, Gating
 from assembler.kernels.paged_batch import PagedBatch
 
 TYPE_NAMES = {
@@ -97,6 +98,33 @@ def record_store():
     return store.sources
 
 
+def record_experts(num_tokens, dtype, **about):
+    """The kernels that `grouped_mlp_triton` would launch for so many tokens."""
+    experts, hidden, inner = 8, 256, 192
+    weights = ExpertWeights(
+        torch.empty(experts, 2 * inner, hidden, dtype=dtype),
+        torch.empty(experts, hidden, inner, dtype=dtype),
+        torch.empty(experts, 2 * inner, dtype=dtype),
+        torch.empty(experts, hidden, dtype=dtype),
+    )
+    names = ("experts_up_kernel", "experts_down_kernel")
+    kernels = [RecordedKernel(getattr(grouped_mlp_triton, name)) for name in names]
+    try:
+        for name, kernel in zip(names, kernels, strict=True):
+            setattr(grouped_mlp_triton, name, kernel)
+        grouped_mlp_triton.grouped_mlp_triton(
+            torch.empty(num_tokens, hidden, dtype=dtype),
+            torch.arange(2).repeat(num_tokens, 1),
+            torch.empty(num_tokens, 2),
+            weights,
+            Gating(act=torch.sigmoid, **about),
+        )
+    finally:
+        for name, kernel in zip(names, kernels, strict=True):
+            setattr(grouped_mlp_triton, name, kernel.kernel)
+    return [source for kernel in kernels for source in kernel.sources]
+
+
 def main(backend: str, architecture: str) -> None:
     target = GPUTarget(
         backend,
@@ -108,6 +136,9 @@ def main(backend: str, architecture: str) -> None:
         *record_attention([1, 1], torch.bfloat16, 64, heads=6, splits=4, window=100, softcap=30.0),
         *record_attention([1, 70], torch.float16, 80, heads=8),
         *record_attention([5, 70], torch.float32, 128, heads=2, softcap=30.0),
+        *record_experts(1, torch.bfloat16, name="silu"),
+        *record_experts(700, torch.bfloat16, name="quick_gelu", limit=7.0, up_offset=1.0),
+        *record_experts(70, torch.float32, name="gelu"),
     ]
     for source, options in sources:
         compiled = triton_compile(source, target=target, options=options)

@@ -38,7 +38,7 @@ def test_compiles_ahead_of_time(backend, architecture, shared_memory, tmp_path):
         env=environment,
     )
     assert done.returncode == 0, done.stderr
-    store, decode, merge, prefill, exact = map(json.loads, done.stdout.splitlines())
+    store, decode, merge, prefill, exact, *experts = map(json.loads, done.stdout.splitlines())
     assert [store["kernel"], decode["kernel"], merge["kernel"], prefill["kernel"]] == [
         "store_kv_kernel",
         "paged_attention_kernel",
@@ -46,9 +46,11 @@ def test_compiles_ahead_of_time(backend, architecture, shared_memory, tmp_path):
         "paged_attention_kernel",
     ]
     assert decode["matrix_instructions"] and prefill["matrix_instructions"]
+    assert [k["kernel"] for k in experts] == 3 * ["experts_up_kernel", "experts_down_kernel"]
+    assert all(kernel["matrix_instructions"] for kernel in experts[:4])
     if backend == "cuda":  # tensor cores would round float32 to TF32; AMD's multiply it exactly
-        assert exact["matrix_instructions"] == 0
-    for kernel in (store, decode, merge, prefill, exact):
+        assert all(kernel["matrix_instructions"] == 0 for kernel in (exact, *experts[4:]))
+    for kernel in (store, decode, merge, prefill, exact, *experts):
         assert kernel["shared"] <= shared_memory
 
 

@@ -1,0 +1,283 @@
+"""The experts of a mixture as Triton kernels: a grouped GEMM up, the gating in it, and one down.
+
+Tokens are sorted by expert and cut into tiles that never straddle two experts, as in MegaBlocks
+(Gale et al., 2022) and vLLM's fused MoE. Which tile is whose is worked out on the device, so the
+host waits for nothing and the launch can be captured in a CUDA graph. Each choice of a token gets a
+row of its own and the rows of a token are summed at the end, in a fixed order: no atomics, the same
+bits every time.
+
+Same contract as `grouped_mlp_torch`, which it is tested beside. It has no backward.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from assembler.kernels.expert_weights import ExpertWeights, Gating
+
+_GELU_TANH = ("gelu_accurate", "gelu_fast", "gelu_new", "gelu_python_tanh", "gelu_pytorch_tanh")
+KNOWN_ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+    "relu2": "relu2",
+    **dict.fromkeys(_GELU_TANH, "gelu_tanh"),
+}
+"""Activations the kernel computes, by their names in configs."""
+
+
+class Tiling(NamedTuple):
+    """Constexprs of a launch: tile sizes, all powers of two."""
+
+    BLOCK_M: int  # rows, i.e. tokens of one expert
+    BLOCK_N: int  # output features
+    BLOCK_K: int  # input features a step
+    num_warps: int
+    num_stages: int
+
+
+def choose_tiling(rows: int, num_experts: int, itemsize: int) -> Tiling:
+    """Tiles as tall as an expert's usual share of the rows, within what shared memory holds."""
+    share = triton.next_power_of_2(max(1, rows // num_experts))
+    block_m = min(max(share, 16), 64)
+    block_k = 32 if itemsize == 4 else 64
+    return Tiling(block_m, 64, block_k, num_warps=4, num_stages=3)
+
+
+@triton.jit
+def _activate(x, ACTIVATION: tl.constexpr):
+    if ACTIVATION == "silu":
+        y = x * tl.sigmoid(x)
+    elif ACTIVATION == "quick_gelu":
+        y = x * tl.sigmoid(1.702 * x)
+    elif ACTIVATION == "gelu":
+        y = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    elif ACTIVATION == "gelu_tanh":
+        y = x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+    elif ACTIVATION == "relu":
+        y = tl.maximum(x, 0.0)
+    else:
+        tl.static_assert(ACTIVATION == "relu2")
+        y = tl.maximum(x, 0.0) * tl.maximum(x, 0.0)
+    return y
+
+
+@triton.jit
+def _tile(tile_expert_ptr, tile_row_ptr, expert_end_ptr, BLOCK_M: tl.constexpr):
+    """The expert of this program's tile, its rows and which of them the expert has."""
+    expert = tl.load(tile_expert_ptr + tl.program_id(1))
+    rows = tl.load(tile_row_ptr + tl.program_id(1)) + tl.arange(0, BLOCK_M)
+    live = rows < tl.load(expert_end_ptr + expert)
+    return expert.to(tl.int64), rows, live
+
+
+@triton.jit
+def _multiply(a, b, acc, WIDEN: tl.constexpr):
+    """acc + a @ b, exact products."""
+    if WIDEN:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision="ieee")
+
+
+@triton.jit
+def _weight_tile(ptr, columns, features, COLUMNS: tl.constexpr, FEATURES: tl.constexpr):
+    """[features, columns] of a row-major [COLUMNS, FEATURES] matrix."""
+    mask = (features[:, None] < FEATURES) & (columns[None, :] < COLUMNS)
+    return tl.load(ptr + columns[None, :] * FEATURES + features[:, None], mask=mask, other=0.0)
+
+
+@triton.jit
+def experts_up_kernel(
+    inner_ptr,  # [rows, I], rows sorted by expert
+    x_ptr,  # [N, H]
+    gate_up_ptr,  # [E, 2I, H]
+    bias_ptr,  # [E, 2I]
+    weights_ptr,  # [N * K] float32
+    order_ptr,  # [rows] int32, the slot n * K + j that stands in each row
+    tile_expert_ptr,  # [tiles] int32; E for tiles that nobody needs
+    tile_row_ptr,  # [tiles] int32
+    expert_end_ptr,  # [E + 1] int32, the row after an expert's last; 0 for E
+    limit,
+    up_offset,
+    HIDDEN: tl.constexpr,
+    INNER: tl.constexpr,
+    TOP_K: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_LIMIT: tl.constexpr,
+    WEIGH: tl.constexpr,  # scale each row's input by its weight
+    WIDEN: tl.constexpr,  # multiply in float32 whatever the inputs are
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """One program: a tile of rows and BLOCK_N columns of their gated inner features."""
+    expert, rows, live = _tile(tile_expert_ptr, tile_row_ptr, expert_end_ptr, BLOCK_M)
+    if tl.sum(live.to(tl.int32), 0) == 0:
+        return
+    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    slots = tl.load(order_ptr + rows, mask=live, other=0)
+    x_rows = x_ptr + (slots // TOP_K).to(tl.int64)[:, None] * HIDDEN
+    gate_ptr = gate_up_ptr + expert * (2 * INNER * HIDDEN)
+    gate = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    up = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for start in range(0, HIDDEN, BLOCK_K):
+        features = start + tl.arange(0, BLOCK_K)
+        x_mask = live[:, None] & (features[None, :] < HIDDEN)
+        x = tl.load(x_rows + features[None, :], mask=x_mask, other=0.0)
+        w = _weight_tile(gate_ptr, columns, features, INNER, HIDDEN)
+        gate = _multiply(x, w, gate, WIDEN)
+        w = _weight_tile(gate_ptr + INNER * HIDDEN, columns, features, INNER, HIDDEN)
+        up = _multiply(x, w, up, WIDEN)
+    if WEIGH:  # the projections are linear: weighing what comes out is weighing what goes in
+        weight = tl.load(weights_ptr + slots, mask=live, other=0.0)
+        gate, up = gate * weight[:, None], up * weight[:, None]
+    inside = columns < INNER
+    if HAS_BIAS:
+        bias = bias_ptr + expert * (2 * INNER) + columns
+        gate += tl.load(bias, mask=inside, other=0.0).to(tl.float32)
+        up += tl.load(bias + INNER, mask=inside, other=0.0).to(tl.float32)
+    if HAS_LIMIT:
+        gate = tl.minimum(gate, limit)
+        up = tl.minimum(tl.maximum(up, -limit), limit)
+    inner = _activate(gate, ACTIVATION) * (up + up_offset)
+    target = inner_ptr + rows.to(tl.int64)[:, None] * INNER + columns[None, :]
+    tl.store(target, inner.to(inner_ptr.dtype.element_ty), mask=live[:, None] & inside[None, :])
+
+
+@triton.jit
+def experts_down_kernel(
+    out_ptr,  # [N * K, H], by slot
+    inner_ptr,  # [rows, I], rows sorted by expert
+    down_ptr,  # [E, H, I]
+    bias_ptr,  # [E, H]
+    weights_ptr,  # [N * K] float32
+    order_ptr,  # as in `experts_up_kernel`, these four
+    tile_expert_ptr,
+    tile_row_ptr,
+    expert_end_ptr,
+    HIDDEN: tl.constexpr,
+    INNER: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    WEIGH: tl.constexpr,  # scale each row's output by its weight
+    WIDEN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """One program: a tile of rows and BLOCK_N columns of their output, put back in slot order."""
+    expert, rows, live = _tile(tile_expert_ptr, tile_row_ptr, expert_end_ptr, BLOCK_M)
+    if tl.sum(live.to(tl.int32), 0) == 0:
+        return
+    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    slots = tl.load(order_ptr + rows, mask=live, other=0)
+    inner_rows = inner_ptr + rows.to(tl.int64)[:, None] * INNER
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for start in range(0, INNER, BLOCK_K):
+        features = start + tl.arange(0, BLOCK_K)
+        mask = live[:, None] & (features[None, :] < INNER)
+        inner = tl.load(inner_rows + features[None, :], mask=mask, other=0.0)
+        w = _weight_tile(down_ptr + expert * (HIDDEN * INNER), columns, features, HIDDEN, INNER)
+        acc = _multiply(inner, w, acc, WIDEN)
+    inside = columns < HIDDEN
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + expert * HIDDEN + columns, mask=inside, other=0.0)
+        acc += bias.to(tl.float32)
+    if WEIGH:
+        acc *= tl.load(weights_ptr + slots, mask=live, other=0.0)[:, None]
+    target = out_ptr + slots.to(tl.int64)[:, None] * HIDDEN + columns[None, :]
+    tl.store(target, acc.to(out_ptr.dtype.element_ty), mask=live[:, None] & inside[None, :])
+
+
+def _sort_into_tiles(
+    chosen: torch.Tensor, num_experts: int, block_m: int
+) -> tuple[torch.Tensor, ...]:
+    """(order, tile_expert, tile_row, expert_end), as `experts_up_kernel` describes them.
+
+    The number of tiles is an upper bound: every expert wastes less than one.
+    """
+    slots = chosen.flatten()
+    order = slots.argsort(stable=True)
+    counts = torch.zeros(num_experts, dtype=slots.dtype, device=slots.device)
+    counts.scatter_add_(0, slots, torch.ones_like(slots))
+    ends = counts.cumsum(0)
+    tiles = (counts + block_m - 1) // block_m
+    tile_ends = tiles.cumsum(0)
+    bound = triton.cdiv(len(slots), block_m) + min(num_experts, len(slots))
+    index = torch.arange(min(bound, len(slots)), device=slots.device)
+    expert = torch.searchsorted(tile_ends, index, right=True)
+    real = expert.clamp(max=num_experts - 1)
+    within = index - (tile_ends - tiles)[real]
+    row = (ends - counts)[real] + within * block_m
+    ends = torch.cat((ends, ends.new_zeros(1)))
+    return order.int(), expert.int(), row.int(), ends.int()
+
+
+def grouped_mlp_triton(
+    x: torch.Tensor,
+    chosen: torch.Tensor,
+    weights: torch.Tensor,
+    experts: ExpertWeights,
+    gating: Gating,
+    *,
+    weigh_input: bool = False,
+) -> torch.Tensor:
+    """Same contract as `grouped_mlp`; the gating is one of `KNOWN_ACTIVATIONS`."""
+    (num_tokens, top_k), (num_experts, hidden, inner_size) = chosen.shape, experts.down.shape
+    rows = num_tokens * top_k
+    if rows == 0:
+        return torch.zeros_like(x)
+    assert experts.gate_up.is_contiguous() and experts.down.is_contiguous()
+    x, weights = x.contiguous(), weights.contiguous()
+    tiling = choose_tiling(rows, num_experts, x.element_size())
+    order, tile_expert, tile_row, expert_end = _sort_into_tiles(chosen, num_experts, tiling.BLOCK_M)
+    inner = x.new_empty(rows, inner_size)
+    out = x.new_empty(rows, hidden)
+    # Triton's interpreter takes the bits of a bfloat16 for an integer in tl.dot.
+    widen = triton.knobs.runtime.interpret and x.dtype == torch.bfloat16
+    options = {**tiling._asdict(), "WIDEN": widen, "enable_fp_fusion": True}
+    experts_up_kernel[(triton.cdiv(inner_size, tiling.BLOCK_N), len(tile_row))](
+        inner,
+        x,
+        experts.gate_up,
+        experts.gate_up if experts.gate_up_bias is None else experts.gate_up_bias,
+        weights,
+        order,
+        tile_expert,
+        tile_row,
+        expert_end,
+        gating.limit or 0.0,
+        gating.up_offset,
+        HIDDEN=hidden,
+        INNER=inner_size,
+        TOP_K=top_k,
+        ACTIVATION=KNOWN_ACTIVATIONS[gating.name],
+        HAS_BIAS=experts.gate_up_bias is not None,
+        HAS_LIMIT=gating.limit is not None,
+        WEIGH=weigh_input,
+        **options,
+    )
+    experts_down_kernel[(triton.cdiv(hidden, tiling.BLOCK_N), len(tile_row))](
+        out,
+        inner,
+        experts.down,
+        experts.down if experts.down_bias is None else experts.down_bias,
+        weights,
+        order,
+        tile_expert,
+        tile_row,
+        expert_end,
+        HIDDEN=hidden,
+        INNER=inner_size,
+        HAS_BIAS=experts.down_bias is not None,
+        WEIGH=not weigh_input,
+        **options,
+    )
+    return out.view(num_tokens, top_k, hidden).sum(dim=1)
