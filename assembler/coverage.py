@@ -1,15 +1,16 @@
 """`python -m assembler.coverage checkpoint=...`: would this checkpoint load? From headers alone.
 
-Prints what fills what and ends in one line of totals, or in the findings. The exit status is 0 when
-every parameter has exactly one source and every tensor a use, and 1 when there are findings.
+Prints what fills what and ends in one line of totals, or in the findings. Several tensor-parallel
+sizes are compared in one overview. The exit status is 0 when every parameter has exactly one source
+and every tensor a use, for every size, and 1 when there are findings or a size cannot work.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
@@ -19,13 +20,16 @@ from assembler.engine.options import Options
 
 if TYPE_CHECKING:
     from assembler.loading import Assembly
+    from assembler.weights.plan import LoadPlan
     from assembler.weights.report import CoverageReport
+    from assembler.weights.tp_overview import SizesOverview
 
 USAGE = """\
 usage: python -m assembler.coverage checkpoint=WHERE [conf=NAME] [key=value ...]
 
   python -m assembler.coverage conf=smollm2
-  python -m assembler.coverage checkpoint=path/to/model tp=[1,2,4] format=json
+  python -m assembler.coverage checkpoint=path/to/model tp=[1,2,4,8]
+  python -m assembler.coverage checkpoint=path/to/model format=markdown > coverage.md
   python -m assembler.coverage checkpoint=path/to/model conf.layers.count=2
 
 Fields of the model are overridden below conf.; hydra.searchpath=[DIR] names more folders with
@@ -43,9 +47,12 @@ class CoverageOptions(Options):
         None, description="name or path of the model YAML; null detects it from the checkpoint"
     )
     tp: tuple[int, ...] = Field(
-        (1,), description="tensor-parallel sizes to check, each over all its ranks: 4 or [1,2,4]"
+        (1,),
+        description="tensor-parallel sizes, each over all its ranks: 4, or [1,2,4] to compare them",
     )
-    format: Literal["table", "json"] = Field("table", description="table or json")
+    format: Literal["table", "json", "markdown"] = Field(
+        "table", description="table, json or markdown (for an issue or the summary of a CI run)"
+    )
 
     @field_validator("tp", mode="before")
     @classmethod
@@ -63,75 +70,118 @@ def main(argv: Sequence[str]) -> int:
         return 0
     arguments = parse_arguments(argv, CoverageOptions)
     options = CoverageOptions(**arguments.values[0])
-    reports, refusals = {}, {}
-    for size in options.tp:
-        outcome = _check(options, arguments, size)
-        (refusals if isinstance(outcome, str) else reports)[size] = outcome
+    checked = _check(options, arguments)
     if options.format == "json":
-        _print_json(reports, refusals)
+        _print_json(checked)
+    elif options.format == "markdown":
+        _print_markdown(checked)
     else:
-        _print_tables(reports, refusals)
-    return 0 if not refusals and all(report.complete for report in reports.values()) else 1
+        _print_tables(checked)
+    reports = checked.reports.values()
+    return 0 if not checked.refused and all(report.complete for report in reports) else 1
 
 
-def _check(options: CoverageOptions, arguments: Arguments, size: int) -> CoverageReport | str:
-    """The report for one tensor-parallel size, or why the model cannot be split that way.
+@dataclass(frozen=True)
+class _Checked:
+    """What came out: a report for each size, or why the model cannot be split that way."""
 
-    The rows are those of rank 0, the findings those of every rank.
-    """
+    reports: Mapping[int, CoverageReport]
+    refused: Mapping[int, str]
+    overview: SizesOverview | None  # where several sizes were asked for
+
+
+def _check(options: CoverageOptions, arguments: Arguments) -> _Checked:
+    """Plan every rank of every size; what is wrong whatever the size is raised."""
     from assembler.errors import SpecError
-    from assembler.exporting import find_losses_of
-    from assembler.weights.rank_memory import rank_memory
-    from assembler.weights.report import coverage_report
-
-    ranks = []
-    for rank in range(size):
-        try:
-            ranks.append(_assemble(options, arguments, rank, size))
-        except SpecError as error:
-            if size == 1:
-                raise
-            _assemble(options, arguments, 0, 1)  # raises as well unless the split is the reason
-            return str(error)
-    findings = dict.fromkeys(finding for each in ranks for finding in each.plan.findings)
-    report = replace(coverage_report(ranks[0].plan), findings=tuple(findings))
-    if size > 1:
-        report = replace(report, memory=rank_memory([each.plan for each in ranks]))
-    return replace(report, writes_back=find_losses_of(ranks)) if report.complete else report
-
-
-def _assemble(options: CoverageOptions, arguments: Arguments, rank: int, size: int) -> Assembly:
-    """What one rank would load."""
-    from assembler.blocks.parallel import TensorParallel
     from assembler.loading import assemble
+    from assembler.weights.report import coverage_report
+    from assembler.weights.tp_overview import sizes_overview
 
-    return assemble(
+    whole = assemble(
         options.checkpoint,
         options.conf,
         arguments.overrides,
         search_path=arguments.search_path,
-        tp=TensorParallel(rank, size),
     )
+    assert whole.plan is not None, "assembled with its weights"
+    plans: dict[int, list[LoadPlan]] = {}
+    reports: dict[int, CoverageReport] = {}
+    refused: dict[int, str] = {}
+    for size in dict.fromkeys(options.tp):
+        try:
+            ranks = _ranks(whole, size)
+        except SpecError as error:
+            refused[size] = str(error)
+            continue
+        plans[size] = [rank.plan for rank in ranks if rank.plan is not None]
+        reports[size] = _report(ranks)
+    overview = None
+    if len(plans) + len(refused) > 1:
+        covered = coverage_report(whole.plan).covered
+        overview = sizes_overview(whole.plan, plans, refused, covered)
+    return _Checked(reports, refused, overview)
 
 
-def _print_json(reports: dict[int, CoverageReport], refusals: dict[int, str]) -> None:
-    data = {str(size): report.to_json() for size, report in reports.items()}
-    data |= {
-        str(n): {"complete": False, "tp_size": n, "refused": why} for n, why in refusals.items()
-    }
-    print(json.dumps(next(iter(data.values())) if len(data) == 1 else data, indent=2))
+def _ranks(whole: Assembly, size: int) -> list[Assembly]:
+    """What each rank would load. Raises SpecError where the model cannot be split so."""
+    from assembler.blocks.parallel import TensorParallel
+    from assembler.loading import assemble_rank
+
+    if size == 1:
+        return [whole]
+    return [assemble_rank(whole, TensorParallel(rank, size)) for rank in range(size)]
 
 
-def _print_tables(reports: dict[int, CoverageReport], refusals: dict[int, str]) -> None:
+def _report(ranks: Sequence[Assembly]) -> CoverageReport:
+    """The report of one size: the rows are those of rank 0, the findings those of every rank."""
+    from assembler.exporting import find_losses_of
+    from assembler.weights.rank_memory import rank_memory
+    from assembler.weights.report import coverage_report
+
+    plans = [rank.plan for rank in ranks if rank.plan is not None]
+    findings = dict.fromkeys(finding for plan in plans for finding in plan.findings)
+    report = replace(coverage_report(plans[0]), findings=tuple(findings))
+    if len(plans) > 1:
+        report = replace(report, memory=rank_memory(plans))
+    return replace(report, writes_back=find_losses_of(ranks)) if report.complete else report
+
+
+def _print_json(checked: _Checked) -> None:
+    data: dict[str, Any] = {str(size): report.to_json() for size, report in checked.reports.items()}
+    for size, why in checked.refused.items():
+        data[str(size)] = {"complete": False, "tp_size": size, "refused": why}
+    if checked.overview is None:
+        [data] = data.values()
+    else:
+        data["overview"] = checked.overview.to_json()
+    print(json.dumps(data, indent=2))
+
+
+def _print_markdown(checked: _Checked) -> None:
+    from assembler.weights.report_markdown import escape, markdown_overview, markdown_report
+
+    if checked.overview is not None:
+        print(markdown_overview(checked.overview), end="")
+        return
+    for report in checked.reports.values():
+        print(markdown_report(report), end="")
+    for size, why in checked.refused.items():
+        print(f"❌ **tp={size} cannot work**: {escape(why)}")
+
+
+def _print_tables(checked: _Checked) -> None:
     from rich.console import Console
 
-    from assembler.weights.report_table import render_report
+    from assembler.weights.report_table import render_overview, render_report
 
     # Piped output is read by scripts as well: a finding stays on its line, however long.
     console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)
-    for report in reports.values():
+    if checked.overview is not None:
+        console.print(render_overview(checked.overview))
+        return
+    for report in checked.reports.values():
         console.print(render_report(report))
-    for size, why in refusals.items():
+    for size, why in checked.refused.items():
         console.print(f"tp={size} cannot work: {why}", style="bold red", markup=False)
 
 

@@ -32,6 +32,15 @@ class RankMemory:
         return f"rank {fullest} holds {self.imbalance:.2f} × the mean ({'; '.join(self.uneven)})"
 
 
+def format_bytes(count: float) -> str:
+    """`87.4 MB`; units of 1000, as disks and hubs count."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
 def rank_memory(plans: Sequence[LoadPlan]) -> RankMemory:
     """Measure the plans of all ranks of one size, in order."""
     size = plans[0].size

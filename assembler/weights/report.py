@@ -14,7 +14,7 @@ from assembler.weights.fold import blank_indices, fold_names, fold_text, merge_n
 from assembler.weights.ops import Unsqueeze
 from assembler.weights.parameters import ParameterSlot
 from assembler.weights.plan import LoadPlan, Piece, Totals
-from assembler.weights.rank_memory import RankMemory
+from assembler.weights.rank_memory import RankMemory, format_bytes
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,30 @@ class CoverageReport:
 
     @property
     def summary(self) -> str:
-        """`272/272 tensors, 100 % of bytes, 182/182 parameters`, and the number of errors."""
+        """What is covered, and the number of errors."""
+        errors = sum(finding.severity == "error" for finding in self.findings)
+        return f"{self.covered}: {errors} finding{'s' * (errors > 1)}" if errors else self.covered
+
+    @property
+    def covered(self) -> str:
+        """`272/272 tensors, 100 % of bytes, 182/182 parameters`."""
         t = self.totals
-        summary = (
+        return (
             f"{t.tensors_covered}/{t.tensors} tensors, "
             f"{_percent(t.nbytes_covered, t.nbytes)} of bytes, "
             f"{t.parameters_filled}/{t.parameters} parameters"
         )
-        errors = sum(finding.severity == "error" for finding in self.findings)
-        return f"{summary}: {errors} finding{'s' * (errors > 1)}" if errors else summary
+
+    @property
+    def memory_lines(self) -> list[str]:
+        """The weights of each rank, and an imbalance by name."""
+        if self.memory is None:
+            return []
+        each = [format_bytes(nbytes) for nbytes in self.memory.nbytes]
+        alike = len(set(each)) == 1
+        shown = f"each: {each[0]}" if alike else f"in turn: {', '.join(each)}"
+        lines = [f"weights of {self.tp_size} ranks, {shown}"]
+        return [*lines, f"imbalance: {self.memory.warning}"] if self.memory.warning else lines
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON-ready data, with the same content as the table."""
@@ -109,15 +124,6 @@ def coverage_report(plan: LoadPlan) -> CoverageReport:
         totals=plan.totals,
         tp_size=plan.size,
     )
-
-
-def format_bytes(count: float) -> str:
-    """`87.4 MB`; units of 1000, as disks and hubs count."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def _notes(plan: LoadPlan) -> dict[str, tuple[str, ...]]:

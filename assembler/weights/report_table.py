@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 
 from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from assembler.weights.finding import Finding
 from assembler.weights.report import CoverageReport, Row, format_bytes
+from assembler.weights.tp_overview import SizeRow, SizesOverview
 
 WIDTH = 100  # columns that a report may take
 WIDEST_TARGET = 32
@@ -24,25 +27,48 @@ def render_report(report: CoverageReport) -> Group:
     if report.writes_back is not None:
         losses = [f"not: {loss}" for loss in report.writes_back] or ["all"]
         parts += [Text(f"writes back: {line}", style="dim") for line in losses]
-    parts += [Text(line, style=style) for line, style in _memory(report)]
-    for finding in report.findings:
-        style = "red" if finding.severity == "error" else "yellow"
-        parts.append(Text(str(finding), style=style))
-    parts.append(Text(report.summary, style="bold green" if report.complete else "bold red"))
+    for line in report.memory_lines:
+        parts.append(Text(line, style="yellow" if line.startswith("imbalance") else "dim"))
+    parts += [*_findings(report.findings), _last_line(report.summary, report.complete)]
     return Group(*parts)
 
 
-def _memory(report: CoverageReport) -> list[tuple[str, str]]:
-    """The weights of each rank, and a line about an imbalance, with their styles."""
-    if report.memory is None:
-        return []
-    sizes = dict.fromkeys(map(format_bytes, report.memory.nbytes))
-    many = "each" if len(sizes) == 1 else "in turn"
-    shown = sizes if len(sizes) == 1 else map(format_bytes, report.memory.nbytes)
-    lines = [(f"weights of {report.tp_size} ranks, {many}: {', '.join(shown)}", "dim")]
-    if report.memory.warning:
-        lines.append((f"imbalance: {report.memory.warning}", "yellow"))
-    return lines
+def render_overview(overview: SizesOverview) -> Group:
+    """The overview over several sizes for a `rich` console."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for header in ("tp", "works", "weights of a rank", "fullest rank"):
+        table.add_column(header, no_wrap=True)
+    for row in overview.rows:
+        works = "yes" if row.works else "refused" if row.refusals else "findings"
+        several = row.memory is not None and row.tp_size > 1
+        fullest = f"{row.memory.imbalance:.2f} × the mean" if several else ""
+        table.add_row(str(row.tp_size), works, row.weights, fullest)
+    parts: list[Text | Table] = [Text(overview.title, style="bold"), table]
+    for row in overview.rows:
+        parts += [Text(f"tp={row.tp_size}: {line}", style=style) for line, style in _of_size(row)]
+    parts += [Text(f"split by {kind}: {names}", style="dim") for kind, names in overview.splits]
+    if overview.whole:
+        size = format_bytes(overview.whole_nbytes)
+        parts.append(Text(f"whole on every rank: {overview.whole} ({size})", style="dim"))
+    last = _last_line(overview.summary, overview.complete)
+    return Group(*parts, *_findings(overview.findings), last)
+
+
+def _of_size(row: SizeRow) -> Iterator[tuple[str, str]]:
+    """What is to be known of one size, line by line with a style."""
+    if row.memory is not None and row.memory.warning:
+        yield f"imbalance: {row.memory.warning}", "yellow"
+    yield from ((f"replicated: {copy}", "dim") for copy in row.copies)
+    yield from ((f"cannot work: {refusal}", "bold red") for refusal in row.refusals)
+
+
+def _findings(findings: Iterable[Finding]) -> Iterator[Text]:
+    for finding in findings:
+        yield Text(str(finding), style="red" if finding.severity == "error" else "yellow")
+
+
+def _last_line(summary: str, complete: bool) -> Text:
+    return Text(summary, style="bold green" if complete else "bold red")
 
 
 def _table(report: CoverageReport) -> Table:

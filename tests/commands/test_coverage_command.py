@@ -53,10 +53,10 @@ def test_layers_left_out_are_named(run: Run, tiny: Path):
     assert result.out.splitlines()[-1] == "30/30 tensors, 100 % of bytes, 9/9 parameters"
 
 
-def test_sizes_of_tensor_parallel_groups(run: Run, tiny: Path):
-    result = run(coverage, f"checkpoint={tiny}", "tp=[1,2,4]")
-    assert result.status == 0 and result.out.count(COMPLETE) == 3
-    assert re.search(r"rank 0 of 4$", result.out, re.M) and "tp=4" in result.out
+def test_one_size_of_a_tensor_parallel_group(run: Run, tiny: Path):
+    result = run(coverage, f"checkpoint={tiny}", "tp=2")
+    assert result.status == 0 and result.out.splitlines()[-1] == COMPLETE
+    assert re.search(r"rank 0 of 2$", result.out, re.M) and "tp=2" in result.out
     assert re.search(r"^weights of 2 ranks, each: [\d.]+ kB$", result.out, re.M)
     assert "imbalance" not in result.out
     result = run(coverage, f"checkpoint={tiny}", "tp=3")
@@ -68,6 +68,39 @@ def test_sizes_of_tensor_parallel_groups(run: Run, tiny: Path):
         refused(run(coverage, f"checkpoint={tiny}", wrong), r"tp=.*a number of ranks, or a list")
     # What is wrong whatever the size is no answer about sizes.
     refused(run(coverage, f"checkpoint={tiny}", "tp=2", "conf=lama"), "no conf named 'lama'")
+
+
+def test_sizes_are_compared_in_one_overview(run: Run, tiny: Path):
+    result = run(coverage, f"checkpoint={tiny}", "tp=[1,2,4]")
+    assert (result.status, result.err) == (0, "")
+    assert result.out.splitlines()[-1] == f"{COMPLETE}; works with tp=1,2,4"
+    for size in (1, 2, 4):
+        assert re.search(rf"^ {size} +yes +[\d.]+ kB", result.out, re.M), result.out
+    held = "layers.{0-2}.attn.qkv: 'k' and 'v': 2 units of 8 rows, each held 2 times"
+    assert f"tp=4: replicated: {held}" in result.out and "tp=2: replicated" not in result.out
+    assert "split by row: layers.{0-2}.attn.o, layers.{0-2}.mlp.down" in result.out
+    assert re.search(r"whole on every rank: layers.*attn_norm.*, norm \([\d.]+ k?B\)", result.out)
+    assert "input_layernorm" not in result.out, "no table of parameters: that is for one size"
+
+
+def test_a_size_that_is_refused_fails_the_overview(run: Run, tiny: Path):
+    result = run(coverage, f"checkpoint={tiny}", "tp=[3,2]")
+    assert (result.status, result.err) == (1, "")
+    why = "'q' has 4 units of 8 rows in 2 groups, which 3 ranks cannot share"
+    for pattern in (
+        rf"^tp=3: cannot work: layers\.\{{0-2\}}\.attn\.qkv: {why}; 'k' has 2 units",
+        rf"^tp=3: cannot work: layers\.\{{0-2\}}\.attn\.o: {why}$",
+        r"^ 3 +refused *$",
+        r"; works with tp=2, not with tp=3$",
+    ):
+        assert re.search(pattern, result.out, re.M), (pattern, result.out)
+    data = json.loads(run(coverage, f"checkpoint={tiny}", "tp=[3,2]", "format=json").out)
+    assert set(data) == {"2", "3", "overview"}
+    two, three = data["overview"]["sizes"]
+    assert (two["tp_size"], two["works"], two["imbalance"]) == (2, True, 1.0)
+    assert two["max_rank_nbytes"] == max(data["2"]["rank_nbytes"])
+    assert three["works"] is False and len(three["refusals"]) == 2
+    assert data["overview"]["splits"]["column"].startswith("layers.{0-2}.attn.qkv")
 
 
 @pytest.mark.parametrize("case", FINDINGS)
@@ -127,5 +160,5 @@ def test_weights_that_are_not_numbers(run: Run, copy: Path):
 
 def test_wrong_options_of_coverage(run: Run):
     refused(run(coverage, "chekpoint=x"), r"unknown option 'chekpoint'\. Did you mean 'checkpoint'")
-    refused(run(coverage, "format=xml"), r"format='xml': input should be 'table' or 'json'")
+    refused(run(coverage, "format=xml"), r"format='xml': input should be 'table', 'json' or 'mark")
     refused(run(coverage), r"which model\? Pass checkpoint=FOLDER")

@@ -107,6 +107,7 @@ def bytes_read() -> int:
     [
         (explain, ["tensor=layers.0.attn.qkv", "tp=2"]),
         (coverage, ["tp=[1,2,4]"]),
+        (coverage, ["format=markdown"]),
     ],
 )
 def test_no_weight_is_read(command, options: list[str], run: Run, tmp_path: Path, monkeypatch):
