@@ -10,8 +10,11 @@ from torch import nn
 
 from assembler.blocks.attention import RopeAttn
 from assembler.blocks.embedding import Embedding, LearnedPositions, LMHead
+from assembler.blocks.experts import GatedExperts
 from assembler.blocks.mlp import MLP, GatedMLP
+from assembler.blocks.moe import MoE
 from assembler.blocks.norms import LayerNorm, RMSNorm
+from assembler.blocks.router import Router, SparseMixerRouter
 
 BLOCKS: tuple[type[nn.Module], ...] = (
     Embedding,
@@ -22,4 +25,8 @@ BLOCKS: tuple[type[nn.Module], ...] = (
     RopeAttn,
     GatedMLP,
     MLP,
+    MoE,
+    Router,
+    SparseMixerRouter,
+    GatedExperts,
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -11,14 +13,25 @@ from block_harness import build_context
 from torch import nn
 
 from assembler.blocks.catalog import BLOCKS
+from assembler.blocks.context import Routing
+from assembler.blocks.experts import GatedExperts
+from assembler.blocks.router import SparseMixerRouter
 
-ROLES = {"embedding", "position", "head", "norm", "attention", "mlp"}
+ROLES = {"embedding", "position", "head", "norm", "attention", "mlp", "router", "experts"}
 NEEDED = {
     "LearnedPositions": {"count": 8},
     "RMSNorm": {"eps": 1e-6},
     "RopeAttn": {"num_heads": 4, "qkv_bias": True, "o_bias": True},
     "GatedMLP": {"intermediate_size": 64, "activation": "silu", "bias": True},
     "MLP": {"intermediate_size": 64, "activation": "gelu", "bias": True},
+    "Router": {"scores": "sigmoid", "normalise": True, "bias": True, "selection_bias": True},
+    "GatedExperts": {"intermediate_size": 64, "activation": "silu", "bias": True},
+    "MoE": {
+        "num_experts": 4,
+        "top_k": 2,
+        "router": SparseMixerRouter,
+        "experts": partial(GatedExperts, intermediate_size=64, activation="silu"),
+    },
 }
 EVERY_BLOCK = pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.__name__)
 
@@ -46,7 +59,8 @@ def test_context_comes_first_and_fields_are_keywords(block):
 @EVERY_BLOCK
 def test_layouts_cover_every_parameter_with_its_shape(block):
     with torch.device("meta"):
-        module = block(build_context(), **NEEDED.get(block.__name__, {}))
+        ctx = replace(build_context(), routing=Routing(4, 2))
+        module = block(ctx, **NEEDED.get(block.__name__, {}))
     declared = {
         f"{name}.{leaf}".lstrip("."): layout.shape
         for name, child in module.named_modules()
