@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -136,16 +136,22 @@ def _grammar(text: str) -> Any:
         raise OptionError(f"'{text}' is not a value Hydra's grammar knows") from None
 
 
-def describe_options(model: type[BaseModel], leave_out: Sequence[str] = ()) -> str:
+def describe_options(
+    model: type[BaseModel],
+    leave_out: Sequence[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+) -> str:
     """The help text of a model's keys: name, default and meaning, one a line.
 
-    Keys of the class itself come before those it inherits.
+    Keys of the class itself come before those it inherits. `defaults` are those of the command
+    where they are not the model's.
     """
     rows = []
     own_first = sorted(model.model_fields.items(), key=lambda f: f[0] not in model.__annotations__)
     for name, info in own_first:
         if name not in leave_out:
-            rows.append((f"{name}={_default(info)}", info.description or ""))
+            default = _shown(defaults[name]) if name in (defaults or {}) else _default(info)
+            rows.append((f"{name}={default}", info.description or ""))
     width = min(34, max(len(row[0]) for row in rows))
     return "\n".join(f"  {key:<{width}}  {text}".rstrip() for key, text in rows)
 

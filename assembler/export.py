@@ -27,6 +27,10 @@ usage: python -m assembler.export checkpoint=WHERE out=DIR [key=value ...]
 
   python -m assembler.export conf=smollm2 out=smollm2-hf
   python -m assembler.export checkpoint=path/to/model out=path/to/copy dtype=bfloat16
+
+The checkpoint is written as it is: overrides of the model (conf.layers.count=2, ...) are refused,
+since its config.json could not say them. hydra.searchpath=[DIR] names more folders with conf/ and
+weight_maps/.
 """
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}

@@ -40,6 +40,8 @@ usage: python -m assembler.generate [conf=NAME] [checkpoint=WHERE] prompt=TEXT [
 """
 # Said on the command line in its own way: conf.x=y, hydra.searchpath=[...], tp=N.
 _SAID_OTHERWISE = ("overrides", "search_path", "tensor_parallel_size", "seed")
+# Where the command differs from `SamplingParams`: greedy, and as much as fits up to so many tokens.
+_SAMPLING = {"temperature": 0.0, "max_tokens": 256}
 
 
 class GenerateOptions(Options):
@@ -89,8 +91,7 @@ def _help() -> str:
     return (
         f"{USAGE}\nWhat to generate:\n{describe_options(GenerateOptions)}\n"
         f"\nModel and engine:\n{describe_options(LLMOptions, leave_out=_SAID_OTHERWISE)}\n"
-        "\nSampling (here temperature=0 and max_tokens=256 unless told otherwise):\n"
-        f"{describe_options(SamplingParams)}\n"
+        f"\nSampling:\n{describe_options(SamplingParams, defaults=_SAMPLING)}\n"
         "\nThe model itself (Hydra overrides): conf.layers.count=2, ...\n"
         "More folders with conf/ and weight_maps/: hydra.searchpath=[DIR]\n"
         f"\nconf is one of: {', '.join(conf_names(search_roots()))}\n"
@@ -173,7 +174,8 @@ def _token_ids(llm: LLM, prompt: str, options: GenerateOptions) -> list[int]:
 def _params(llm: LLM, prompt_length: int, given: Mapping[str, Any]) -> SamplingParams:
     """Greedy, and as long as the model allows up to 256 tokens, unless the user says otherwise."""
     room = max(llm.engine.max_model_len - prompt_length, 1)
-    return SamplingParams(**{"temperature": 0.0, "max_tokens": min(256, room), **given})
+    most = min(_SAMPLING["max_tokens"], room)
+    return SamplingParams(**{**_SAMPLING, "max_tokens": most, **given})
 
 
 def _ids(prompt: str) -> list[int]:

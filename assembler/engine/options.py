@@ -5,7 +5,8 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -28,16 +29,38 @@ class Options(BaseModel):
 
 
 def _explain(error: ValidationError, options: type[Options]) -> str:
-    """All the findings of `error`, one a line."""
+    """All the findings of `error`, one a line, in terms of what was given."""
     lines = []
     for finding in error.errors(include_url=False):
-        name = ".".join(str(part) for part in finding["loc"])
+        name, *inside = finding["loc"]
+        info = options.model_fields.get(str(name))
+        alternatives = _alternatives(None if info is None else info.annotation)
         if finding["type"] == "extra_forbidden":
-            lines.append(f"unknown option '{name}'.{did_you_mean(name, options.model_fields)}")
+            lines.append(f"unknown option '{name}'.{did_you_mean(str(name), options.model_fields)}")
+        elif len(alternatives) > 1 and inside:  # one finding for each of them, none of which fits
+            line = f"{name}={finding['input']!r}: should be {' or '.join(alternatives)}"
+            lines += [] if line in lines else [line]
         else:
+            at = f"{name}{''.join(f'[{place}]' for place in inside)}"
             message = finding["msg"].removeprefix("Value error, ")
-            lines.append(f"{name}={finding['input']!r}: {message[0].lower()}{message[1:]}")
-    return f"{options.__name__}: " + "\n  ".join(lines)
+            lines.append(f"{at}={finding['input']!r}: {message[0].lower()}{message[1:]}")
+    return "\n  ".join(lines)
+
+
+def _alternatives(annotation: Any) -> list[str]:
+    """What a field takes that takes several things, as a person writes them."""
+    if get_origin(annotation) not in (Union, UnionType):
+        return []
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+    found = []
+    for member in get_args(annotation):
+        if get_origin(member) is Literal:
+            found += map(repr, get_args(member))
+        elif get_origin(member) is tuple:
+            found.append("a list")
+        elif member is not type(None):
+            found.append(words.get(member, getattr(member, "__name__", str(member))))
+    return found
 
 
 class EngineOptions(Options):

@@ -15,7 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import GrammarParseError, InterpolationKeyError, OmegaConfBaseException
+from omegaconf.errors import (
+    GrammarParseError,
+    InterpolationKeyError,
+    OmegaConfBaseException,
+    UnsupportedInterpolationType,
+)
 
 from assembler.errors import SpecError, did_you_mean
 from assembler.model.conf_files import (
@@ -33,7 +38,7 @@ from assembler.model.inherit import overlay
 from assembler.model.overrides import apply_override, key_path, parse_overrides
 from assembler.model.parse import leaves, parse_spec
 from assembler.model.registry import BlockRegistry, default_registry
-from assembler.model.resolvers import bind_config, register_resolvers
+from assembler.model.resolvers import RESOLVERS, bind_config, register_resolvers
 from assembler.model.spec import ModelSpec
 
 _GROUP = "conf"
@@ -152,6 +157,11 @@ def _reason(error: OmegaConfBaseException) -> str:
     """What an interpolation failed at, in a person's words."""
     text = next(iter(str(error).strip().splitlines()), type(error).__name__)
     text = re.sub(r"^\w+ raised while resolving interpolation: ", "", text)
+    if isinstance(error, UnsupportedInterpolationType):
+        name = text.rpartition(" ")[2]
+        known = ", ".join(f"${{{resolver}:...}}" for resolver in RESOLVERS)
+        hint = did_you_mean(name, RESOLVERS)
+        return f"there is no interpolation ${{{name}:...}}.{hint} There are {known}"
     if isinstance(error, InterpolationKeyError):
         return f"{text} (a field of config.json is ${{hf:NAME}}, a key of this YAML ${{conf.KEY}})"
     return text

@@ -84,7 +84,10 @@ class _AbsentField(Exception):
         self.missing = missing
 
 
+RESOLVERS = {"hf": _hf, "hf_rope": _hf_rope, "calc": _calc}
+
+
 def register_resolvers() -> None:
     """Make the three interpolations known to OmegaConf (idempotent)."""
-    for name, resolver in {"hf": _hf, "hf_rope": _hf_rope, "calc": _calc}.items():
+    for name, resolver in RESOLVERS.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)

@@ -209,7 +209,7 @@ def test_all_wrong_options_come_at_once(run: Run):
     refused(result, "'promt'", "'hello'", r"top_k=\[1", "'conf' is given twice")
     assert len(result.err.splitlines()) == 4
     result = run(generate, "prompt=x", "temperature=-1", "top_p=2", "stop=")
-    refused(result, r"temperature=-1: .*\n.*top_p=2: .*\n.*stop\.0='': ")
+    refused(result, r"temperature=-1: .*\n.*top_p=2: .*\n.*stop\[0\]='': ")
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ def test_a_variant_no_layer_is_needs_nothing(ws: Workspace) -> None:
         ("${calc:'(2 ** 256) ** 256'}", "the numbers grow too large"),
         ("${calc:'exp(1000)'}", "'exp(1000)' cannot be computed: math range error"),
         ("${hf:a", "'${hf:a' is no interpolation that can be read: missing BRACE_CLOSE"),
-        ("${hff:a}", "Unsupported interpolation type hff"),
+        ("${hff:a}", "no interpolation ${hff:...}. Did you mean 'hf'? There are ${hf:...}"),
         ("${a}", "Interpolation key 'a' not found (a field of config.json is ${hf:NAME}"),
         ("${conf.layers.blocks.attn.window}", "Recursive interpolation"),
         ("???", "Missing mandatory value"),
