@@ -5,7 +5,8 @@ the compiler puts where an equation `x = x + f(...)` is followed by a norm: it r
 `(norm(residual + x), residual + x)`, bit for bit what the two steps give.
 
 A norm over a stream that tensor-parallel ranks share (QK-norm over the full width) takes its means
-over all of them; its weight is split as the stream is.
+over all of them; its weight is split as the stream is. A norm over heads that each have a weight of
+their own (`BuildContext.heads`) has a weight [heads, width], split by heads.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 from assembler.blocks.context import BuildContext
 from assembler.blocks.parallel import ShardDim
 from assembler.blocks.roles import BlockRole
+from assembler.errors import SpecError
 
 NormSpec: TypeAlias = Annotated[Any, BlockRole("norm")]
 """A field that holds a norm block, e.g. `{block: RMSNorm, eps: 1.0e-6}`."""
@@ -28,24 +30,30 @@ NormResult: TypeAlias = "torch.Tensor | tuple[torch.Tensor, torch.Tensor]"
 
 
 class _Norm(nn.Module):
-    """What the norms share: the width they span, whole or split over ranks, and the fused form."""
+    """What the norms share: what they span, whole or split over ranks, and the fused form."""
 
     role: ClassVar[str] = "norm"
 
-    def __init__(self, ctx: BuildContext, eps: float, leaves: tuple[str, ...]) -> None:
+    def __init__(
+        self, ctx: BuildContext, eps: float, offset: int, *, weight: bool, bias: bool
+    ) -> None:
         super().__init__()
+        if offset and not weight:
+            raise SpecError(f"{ctx.path}: offset {offset} is added to a weight, which is false")
         self.width = ctx.hidden_size
-        self.part = ctx.part
+        self.part, self.heads = ctx.part, ctx.heads
         self.tp = ctx.tp
         self.eps = eps
+        self.offset = offset
         self.split = ctx.part is not None and ctx.tp.size > 1
-        self.shape = (self.width,)
-        if self.split:
-            (rows,) = ctx.tp.local_rows((ctx.part,), ctx.path)
-            self.shape = (len(rows),)
-        for leaf in ("weight", "bias"):
-            weight = nn.Parameter(torch.empty(self.shape)) if leaf in leaves else None
-            self.register_parameter(leaf, weight)
+        rows = self.width if ctx.part is None else len(ctx.tp.local_rows((ctx.part,), ctx.path)[0])
+        self.shape = (rows,)  # what this rank normalises
+        shape = self.shape
+        if ctx.heads is not None:
+            (heads,) = ctx.tp.local_rows((ctx.heads.whole_units(),), ctx.path)
+            shape = (len(heads), *shape)
+        for leaf, present in (("weight", weight), ("bias", bias)):
+            self.register_parameter(leaf, nn.Parameter(torch.empty(shape)) if present else None)
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> NormResult:
         """[..., width] -> the same shape, or with a residual the pair (normed sum, sum)."""
@@ -56,11 +64,19 @@ class _Norm(nn.Module):
         return normalise(total), total
 
     def shard_dims(self) -> dict[str, ShardDim]:
-        """Every rank holds all of it, or its rows of the stream that the ranks share."""
+        """Every rank holds all of it, or its rows of the stream, or its heads."""
         layout = ShardDim("replicated", (self.width,))
         if self.part is not None:
             layout = ShardDim("column", (self.width,), 0, (self.part,))
+        elif self.heads is not None:
+            heads = self.heads.whole_units()
+            layout = ShardDim("column", (heads.size, self.width), 0, (heads,))
         return {leaf: layout for leaf, value in self._parameters.items() if value is not None}
+
+    def extra_repr(self) -> str:
+        shape = "x".join(map(str, self.shape if self.weight is None else self.weight.shape))
+        leaves = [leaf for leaf, value in self._parameters.items() if value is not None]
+        return f"{shape}, eps={self.eps}, offset={self.offset}, {' and '.join(leaves) or 'bare'}"
 
 
 class RMSNorm(_Norm):
@@ -73,6 +89,7 @@ class RMSNorm(_Norm):
     Args:
         eps: Added to the mean square before the root; `rms_norm_eps` in most configs.
         offset: Added to the stored weight: 1 for checkpoints that store weight - 1 (Gemma), else 0.
+        weight: Whether there is a weight; false for models that only normalise (nanochat).
     """
 
     def __init__(
@@ -81,51 +98,78 @@ class RMSNorm(_Norm):
         *,
         eps: Annotated[float, Field(ge=0)],
         offset: Literal[0, 1] = 0,
+        weight: bool = True,
     ) -> None:
-        super().__init__(ctx, eps, ("weight",))
-        self.offset = offset
+        super().__init__(ctx, eps, offset, weight=weight, bias=False)
 
     def _normalise(self, x: torch.Tensor) -> torch.Tensor:
+        if self.weight is None:
+            return F.rms_norm(x, self.shape, None, self.eps)
+        if self.heads is not None or (self.offset == 0 and x.dtype != torch.float32):
+            return self._weigh(F.rms_norm(self._wide(x), self.shape, None, self.eps), x)
         if self.offset:
             weight = self.weight.float() + self.offset
             return F.rms_norm(x.float(), self.shape, weight, self.eps).type_as(x)
-        if x.dtype == torch.float32:  # no cast between the two steps, so one call does both
-            return F.rms_norm(x, self.shape, self.weight, self.eps)
-        return F.rms_norm(x, self.shape, None, self.eps) * self.weight
+        # No cast between the two steps, so one call does both.
+        return F.rms_norm(x, self.shape, self.weight, self.eps)
 
     def _normalise_share(self, x: torch.Tensor) -> torch.Tensor:
         wide = x.float()
         normed = wide * torch.rsqrt(self.tp.mean(wide.square(), self.part) + self.eps)
+        return self._weigh(normed, x)
+
+    def _wide(self, x: torch.Tensor) -> torch.Tensor:
+        """x in the dtype in which the weight multiplies it."""
+        return x.float() if self.offset else x
+
+    def _weigh(self, normed: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """`normed` times the weight, if there is one, in the dtype of x."""
+        if self.weight is None:
+            return normed.type_as(x)
         if self.offset:
             return (normed * (self.weight.float() + self.offset)).type_as(x)
         return normed.type_as(x) * self.weight
 
-    def extra_repr(self) -> str:
-        return f"{self.shape[0]}, eps={self.eps}, offset={self.offset}"
-
 
 class LayerNorm(_Norm):
-    """(x - mean(x)) / sqrt(var(x) + eps) * weight + bias (Ba et al., 2016), in float32.
+    """(x - mean) / sqrt(var(x) + eps) * (offset + weight) + bias (Ba et al., 2016), in float32.
+
+    The sum `1 + weight` is rounded to the weight's dtype, as where it comes from (LayerNorm1P).
 
     Args:
         eps: Added to the variance before the root; `layer_norm_eps` or `layer_norm_epsilon`.
         bias: Whether a bias is added; false for models that only scale (Cohere, MPT).
+        weight: Whether there is a weight; false, with `bias: false`, for a bare norm (OLMo).
+        offset: Added to the stored weight: 1 for checkpoints that store weight - 1 (Nemotron).
     """
 
     def __init__(
-        self, ctx: BuildContext, *, eps: Annotated[float, Field(ge=0)] = 1e-5, bias: bool = True
+        self,
+        ctx: BuildContext,
+        *,
+        eps: Annotated[float, Field(ge=0)] = 1e-5,
+        bias: bool = True,
+        weight: bool = True,
+        offset: Literal[0, 1] = 0,
     ) -> None:
-        super().__init__(ctx, eps, ("weight", "bias") if bias else ("weight",))
+        super().__init__(ctx, eps, offset, weight=weight, bias=bias)
 
     def _normalise(self, x: torch.Tensor) -> torch.Tensor:
-        return F.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
+        if self.heads is not None:
+            return self._weigh(F.layer_norm(x.float(), self.shape, None, None, self.eps), x)
+        return F.layer_norm(x, self.shape, self._offset_weight(), self.bias, self.eps)
 
     def _normalise_share(self, x: torch.Tensor) -> torch.Tensor:
         wide = x.float()
         centred = wide - self.tp.mean(wide, self.part)
-        normed = centred * torch.rsqrt(self.tp.mean(centred.square(), self.part) + self.eps)
-        normed = normed * self.weight.float()
-        return (normed if self.bias is None else normed + self.bias.float()).type_as(x)
+        variance = self.tp.mean(centred.square(), self.part)
+        return self._weigh(centred * torch.rsqrt(variance + self.eps), x)
 
-    def extra_repr(self) -> str:
-        return f"{self.shape[0]}, eps={self.eps}, bias={self.bias is not None}"
+    def _offset_weight(self) -> torch.Tensor | None:
+        return self.weight + self.offset if self.offset else self.weight
+
+    def _weigh(self, normed: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """`normed` (float32) times weight plus bias, where there are any, in the dtype of x."""
+        if self.weight is not None:
+            normed = normed * self._offset_weight().float()
+        return (normed if self.bias is None else normed + self.bias.float()).type_as(x)

@@ -10,7 +10,7 @@ than another. No weight is padded; only what is gathered is, on its way between 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -98,6 +98,10 @@ class Part:
     @property
     def bundles(self) -> int:
         return self.units // self.bundle
+
+    def whole_units(self) -> Part:
+        """The units themselves as rows, e.g. one a head: shared as this part is."""
+        return replace(self, size=self.units, unit=1)
 
     def refusal(self, tp_size: int) -> str | None:
         """Why this part cannot be split over `tp_size` ranks, or None if it can."""

@@ -8,8 +8,12 @@ from block_harness import build_context, fill, randn
 from torch import nn
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.nanochat.modeling_nanochat import NanoChatRMSNorm
+from transformers.models.nemotron.modeling_nemotron import NemotronLayerNorm1P
+from transformers.models.olmo.modeling_olmo import OlmoLayerNorm
 
 from assembler.blocks.norms import LayerNorm, RMSNorm
+from assembler.errors import SpecError
 
 WIDTH = 48
 DTYPES = [torch.float32, torch.bfloat16]
@@ -21,6 +25,12 @@ OURS = {
         lambda ctx: LayerNorm(ctx, eps=2e-3, bias=False),
         nn.LayerNorm(WIDTH, eps=2e-3, bias=False),
     ),
+    "nemotron": (
+        lambda ctx: LayerNorm(ctx, eps=2e-3, offset=1),
+        NemotronLayerNorm1P(WIDTH, eps=2e-3),
+    ),
+    "nanochat": (lambda ctx: RMSNorm(ctx, eps=2e-3, weight=False), NanoChatRMSNorm(eps=2e-3)),
+    "olmo": (lambda ctx: LayerNorm(ctx, weight=False, bias=False), OlmoLayerNorm(WIDTH)),
 }
 
 
@@ -61,6 +71,13 @@ def test_heads_in_a_strided_view_are_normed_alone():
     heads = fused[:, 1:4]
     for head in range(3):
         torch.testing.assert_close(norm(heads)[:, head], norm(heads[:, head].contiguous()))
+
+
+def test_a_bare_norm_has_no_parameters():
+    norm = RMSNorm(build_context(WIDTH), eps=1e-6, weight=False)
+    assert not norm.state_dict() and not norm.shard_dims()
+    with pytest.raises(SpecError, match=r"layers\.0\.block: offset 1 is added to a weight"):
+        RMSNorm(build_context(WIDTH), eps=1e-6, weight=False, offset=1)
 
 
 def test_every_rank_holds_the_whole_norm():
