@@ -1,6 +1,6 @@
-"""Activation functions, by the names that model configs use.
+"""Activation functions, by the names that model configs use, and activations that own tensors.
 
-They are the names of transformers' `ACT2FN` table. The variants of GELU that only spell the same
+The names are those of transformers' `ACT2FN` table. The variants of GELU that only spell the same
 tanh formula differently (`gelu_new`, `gelu_fast`, `gelu_accurate`, `gelu_python_tanh`) share
 torch's one fused kernel: equal to rounding and several times faster.
 """
@@ -11,12 +11,16 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import torch
 from pydantic import BeforeValidator
+from torch import nn
 from torch.nn import functional as F
 
+from assembler.blocks.context import BuildContext
+from assembler.blocks.parallel import Part, ShardDim
+from assembler.blocks.roles import BlockRole
 from assembler.errors import SpecError, did_you_mean
 
 TensorFunction: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
@@ -53,14 +57,17 @@ def _refuse_learned(name: Any) -> Any:
     """Say why an activation that transformers knows is not in the list."""
     if name in _LEARNED:
         raise SpecError(
-            f"activation '{name}' owns learned tensors, so it is no plain function: "
-            "an MLP cannot name it as its activation"
+            f"activation '{name}' owns learned tensors, so it is a block and no name"
+            + (": activation: {block: XIELU}" if name == "xielu" else ", and there is none yet")
         )
     return name
 
 
 Activation: TypeAlias = Annotated[ActivationName, BeforeValidator(_refuse_learned)]
-"""The field type of a block's `activation`."""
+"""A field that holds the name of an activation."""
+
+AnyActivation: TypeAlias = Activation | Annotated[Any, BlockRole("activation")]
+"""A field that holds the name of an activation or a block, e.g. `{block: XIELU}`."""
 
 
 def linear(x: torch.Tensor) -> torch.Tensor:
@@ -129,3 +136,40 @@ def activation(name: str) -> TensorFunction:
         _refuse_learned(name)
         raise SpecError(f"unknown activation '{name}'.{did_you_mean(name, ACTIVATIONS)}")
     return ACTIVATIONS[name]
+
+
+def make_activation(ctx: BuildContext, spec: Any, part: Part) -> TensorFunction:
+    """The function or the block that an `AnyActivation` field holds, for the stream `part`."""
+    return activation(spec) if isinstance(spec, str) else ctx.child(spec, "act", part=part)
+
+
+class XIELU(nn.Module):
+    """xIELU, an activation with learned slopes (Huang and Schlag, 2024; Apertus).
+
+    For x > 0 it is p x² + beta x, else n (e^min(x, eps) - 1 - x) + beta x, where p = softplus(
+    alpha_p) and n = beta + softplus(alpha_n). Checkpoints hold beta and eps too, which stay as they
+    are in training.
+    """
+
+    role: ClassVar[str] = "activation"
+
+    def __init__(self, ctx: BuildContext) -> None:
+        super().__init__()
+        self.alpha_p = nn.Parameter(torch.empty(1))
+        self.alpha_n = nn.Parameter(torch.empty(1))
+        self.beta = nn.Parameter(torch.empty(()), requires_grad=False)
+        self.eps = nn.Parameter(torch.empty(()), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[...] -> [...], number by number."""
+        positive = F.softplus(self.alpha_p) * x * x
+        slope = self.beta + F.softplus(self.alpha_n)
+        negative = (torch.expm1(torch.min(x, self.eps)) - x) * slope
+        return torch.where(x > 0, positive, negative) + self.beta * x
+
+    def shard_dims(self) -> dict[str, ShardDim]:
+        """Every rank holds all of it."""
+        return {
+            leaf: ShardDim("replicated", tuple(value.shape))
+            for leaf, value in self._parameters.items()
+        }

@@ -8,23 +8,29 @@ from __future__ import annotations
 
 from torch import nn
 
+from assembler.blocks.activations import XIELU
 from assembler.blocks.attention import RopeAttn
-from assembler.blocks.embedding import Embedding, LearnedPositions, LMHead
+from assembler.blocks.embedding import Embedding, LMHead
 from assembler.blocks.experts import GatedExperts
+from assembler.blocks.linear import Linear
 from assembler.blocks.mlp import MLP, GatedMLP
 from assembler.blocks.moe import MoE
 from assembler.blocks.norms import LayerNorm, RMSNorm
+from assembler.blocks.positions import LearnedPositions, SinusoidalPositions
 from assembler.blocks.router import Router, SparseMixerRouter
 
 BLOCKS: tuple[type[nn.Module], ...] = (
     Embedding,
     LearnedPositions,
+    SinusoidalPositions,
     LMHead,
     RMSNorm,
     LayerNorm,
     RopeAttn,
     GatedMLP,
     MLP,
+    XIELU,
+    Linear,
     MoE,
     Router,
     SparseMixerRouter,

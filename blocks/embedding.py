@@ -1,4 +1,4 @@
-"""The two ends of a model: token and position embeddings, and the head that scores the vocabulary.
+"""The two ends of a model: token embeddings, and the head that scores the vocabulary.
 
 Over a tensor-parallel group the vocabulary is split: each rank embeds the tokens of its share and
 the results are summed; each rank scores its share and the logits are gathered. The shares of a
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from assembler.blocks.context import BuildContext, ForwardContext
 from assembler.blocks.parallel import Part, ShardDim
+from assembler.errors import SpecError
 
 
 class Embedding(nn.Module):
@@ -23,20 +24,27 @@ class Embedding(nn.Module):
 
     Args:
         scale: Multiplies the embeddings, rounded to the weight's dtype first (Gemma: sqrt(hidden)).
+        width: Numbers a token; null means hidden_size. Another width is for equations to change.
     """
 
     role: ClassVar[str] = "embedding"
 
-    def __init__(self, ctx: BuildContext, *, scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        ctx: BuildContext,
+        *,
+        scale: float = 1.0,
+        width: Annotated[int, Field(gt=0)] | None = None,
+    ) -> None:
         super().__init__()
         self.scale = scale
         self.tp = ctx.tp
         self.vocab = Part("vocab", ctx.vocab_size)
         (self.rows,) = ctx.tp.local_rows((self.vocab,), ctx.path)
-        self.weight = nn.Parameter(torch.empty(len(self.rows), ctx.hidden_size))
+        self.weight = nn.Parameter(torch.empty(len(self.rows), width or ctx.hidden_size))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Token ids [...] -> [..., hidden]."""
+        """Token ids [...] -> [..., width]."""
         x = F.embedding(tokens, self.weight) if self.tp.size == 1 else self._embed_share(tokens)
         if self.scale == 1.0:
             return x
@@ -58,43 +66,6 @@ class Embedding(nn.Module):
         return f"{len(self.rows)} of {self.vocab.size}, {self.weight.shape[1]}, scale={self.scale}"
 
 
-class LearnedPositions(nn.Module):
-    """One trained vector a position, to be added to the token embeddings (GPT-2, OPT).
-
-    Args:
-        count: Positions the model knows, e.g. `n_positions`; the table has count + offset rows.
-        offset: Rows before that of position 0 (2 in OPT, whose table starts with padding).
-    """
-
-    role: ClassVar[str] = "position"
-
-    def __init__(
-        self,
-        ctx: BuildContext,
-        *,
-        count: Annotated[int, Field(gt=0)],
-        offset: Annotated[int, Field(ge=0)] = 0,
-    ) -> None:
-        super().__init__()
-        self.offset = offset
-        self.weight = nn.Parameter(torch.empty(count + offset, ctx.hidden_size))
-
-    def forward(self, tokens: torch.Tensor, ctx: ForwardContext) -> torch.Tensor:
-        """Vectors of the positions: [L, hidden] in a dense pass (for every row), else [T, hidden].
-
-        Raises IndexError (on a CPU) for a position the table does not have.
-        """
-        rows = ctx.positions + self.offset if self.offset else ctx.positions
-        return F.embedding(rows, self.weight)
-
-    def shard_dims(self) -> dict[str, ShardDim]:
-        """Every rank holds the whole table."""
-        return {"weight": ShardDim("replicated", tuple(self.weight.shape))}
-
-    def extra_repr(self) -> str:
-        return f"{self.weight.shape[0]}, {self.weight.shape[1]}, offset={self.offset}"
-
-
 class LMHead(nn.Module):
     """Scores of every vocabulary entry for the rows whose logits are wanted.
 
@@ -103,28 +74,45 @@ class LMHead(nn.Module):
     Args:
         tied: Whether the head shares the token embedding's weight (`tie_word_embeddings`).
         bias: Whether a bias is added to the logits (GPT-J, Phi).
+        width: Width of the stream it reads; null means hidden_size.
     """
 
     role: ClassVar[str] = "head"
 
-    def __init__(self, ctx: BuildContext, *, tied: bool = False, bias: bool = False) -> None:
+    def __init__(
+        self,
+        ctx: BuildContext,
+        *,
+        tied: bool = False,
+        bias: bool = False,
+        width: Annotated[int, Field(gt=0)] | None = None,
+    ) -> None:
         super().__init__()
         self.tied = tied
         self.tp = ctx.tp
-        self.hidden_size = ctx.hidden_size
+        self.path = ctx.path
+        self.width = width or ctx.hidden_size
         self.vocab = Part("vocab", ctx.vocab_size)
         (rows,) = ctx.tp.local_rows((self.vocab,), ctx.path)
-        weight = None if tied else nn.Parameter(torch.empty(len(rows), ctx.hidden_size))
+        weight = None if tied else nn.Parameter(torch.empty(len(rows), self.width))
         self.register_parameter("weight", weight)
         self.register_parameter("bias", nn.Parameter(torch.empty(len(rows))) if bias else None)
 
     def tie(self, embedding: Embedding) -> None:
-        """Use `embedding.weight` itself; repeat it after either parameter was replaced."""
+        """Use `embedding.weight` itself; repeat it after either parameter was replaced.
+
+        Raises `SpecError` if the two have different widths.
+        """
         assert self.tied, "this head has its own weight"
+        if embedding.weight.shape[1] != self.width:
+            raise SpecError(
+                f"{self.path}: a tied head of width {self.width} cannot use an embedding of width "
+                f"{embedding.weight.shape[1]}: give both the same `width`"
+            )
         self.weight = embedding.weight
 
     def forward(self, x: torch.Tensor, ctx: ForwardContext) -> torch.Tensor:
-        """[..., tokens, hidden] -> logits [..., rows, vocab]; rows are `ctx.logit_rows`, or all."""
+        """[..., tokens, width] -> logits [..., rows, vocab]; rows are `ctx.logit_rows`, or all."""
         if ctx.logit_rows is not None:
             x = x.index_select(-2, ctx.logit_rows)
         return self.tp.all_gather(F.linear(x, self.weight, self.bias), self.vocab)
@@ -133,13 +121,11 @@ class LMHead(nn.Module):
         """The vocabulary is split; the weight of a tied head is the embedding's to declare."""
         dims = {}
         if not self.tied:
-            shape = (self.vocab.size, self.hidden_size)
+            shape = (self.vocab.size, self.width)
             dims["weight"] = ShardDim("vocab", shape, 0, (self.vocab,))
         if self.bias is not None:
             dims["bias"] = ShardDim("vocab", (self.vocab.size,), 0, (self.vocab,))
         return dims
 
     def extra_repr(self) -> str:
-        return (
-            f"{self.hidden_size}, {self.vocab.size}, tied={self.tied}, bias={self.bias is not None}"
-        )
+        return f"{self.width}, {self.vocab.size}, tied={self.tied}, bias={self.bias is not None}"

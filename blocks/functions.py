@@ -36,6 +36,13 @@ def tanh(x: X) -> X:
     return torch.tanh(x) if isinstance(x, torch.Tensor) else math.tanh(x)
 
 
+def sigmoid(x: X) -> X:
+    """1 / (1 + e to the power -x)."""
+    if isinstance(x, torch.Tensor):
+        return torch.sigmoid(x)
+    return 0.5 * (1.0 + math.tanh(0.5 * x))  # which does not overflow, as exp does
+
+
 def softcap(x: X, cap: float) -> X:
     """cap * tanh(x / cap): squeezes x smoothly into (-cap, cap) (Gemma 2, 2024)."""
     return tanh(x / cap) * cap
@@ -47,6 +54,7 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = MappingProxyType(
         "log": log,
         "max": max,
         "min": min,
+        "sigmoid": sigmoid,
         "softcap": softcap,
         "sqrt": sqrt,
         "tanh": tanh,

@@ -1,16 +1,21 @@
-"""Linear layers cut for tensor parallelism: several projections in one matmul, and its mirror.
+"""Linear layers: a plain one for equations, and the two that tensor parallelism cuts.
 
-Both are `nn.Linear`s over this rank's slice, so adapters, quantisers and compilers that look for
+All are `nn.Linear`s over this rank's slice, so adapters, quantisers and compilers that look for
 `nn.Linear` find them. The scheme is Megatron-LM's (Shoeybi et al., 2019): a column-parallel layer,
-elementwise work on its local outputs, a row-parallel layer, one all-reduce.
+elementwise work on its local outputs, a row-parallel layer, one all-reduce. The plain layer is
+whole on every rank.
 """
 
 from __future__ import annotations
 
+from typing import Annotated, ClassVar
+
 import torch
+from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
 
+from assembler.blocks.context import BuildContext
 from assembler.blocks.parallel import Part, ShardDim, TensorParallel
 
 
@@ -19,6 +24,36 @@ class _LocalLinear(nn.Linear):
 
     def reset_parameters(self) -> None:
         """Draw no random numbers, which a load would overwrite."""
+
+
+class Linear(_LocalLinear):
+    """A linear layer between streams: gates (one feature), changes of width (OPT-350m).
+
+    Args:
+        in_size: Width of the stream it reads; null means hidden_size.
+        out_size: Width of the stream it gives; null means hidden_size.
+        bias: Whether it adds a bias.
+    """
+
+    role: ClassVar[str] = "linear"
+
+    def __init__(
+        self,
+        ctx: BuildContext,
+        *,
+        in_size: Annotated[int, Field(gt=0)] | None = None,
+        out_size: Annotated[int, Field(gt=0)] | None = None,
+        bias: bool = False,
+    ) -> None:
+        super().__init__(in_size or ctx.hidden_size, out_size or ctx.hidden_size, bias=bias)
+
+    def shard_dims(self) -> dict[str, ShardDim]:
+        """Every rank holds all of it."""
+        return {
+            leaf: ShardDim("replicated", tuple(value.shape))
+            for leaf, value in self._parameters.items()
+            if value is not None
+        }
 
 
 class ColumnLinear(_LocalLinear):

@@ -8,10 +8,10 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from assembler.blocks.activations import Activation
-from assembler.blocks.activations import activation as activation_function
+from assembler.blocks.activations import AnyActivation, make_activation
 from assembler.blocks.context import BuildContext
 from assembler.blocks.linear import ColumnLinear, RowLinear
+from assembler.blocks.norms import NormSpec
 from assembler.blocks.parallel import Part
 
 
@@ -20,8 +20,12 @@ class GatedMLP(nn.Module):
 
     Args:
         intermediate_size: Width of gate and up, in features of the whole model.
-        activation: Function of the gate, by its name in the config (`hidden_act`), e.g. silu.
+        activation: Function of the gate, by its name in the config (`hidden_act`), e.g. silu, or a
+            block.
         bias: Whether all three projections add a bias.
+        limit: Clamp before the activation: gate to at most this, up to within it; null for none.
+        up_offset: Added to up before it meets the gate (gpt-oss: 1).
+        inner_norm: Norm block applied to what down reads (BitNet).
     """
 
     role: ClassVar[str] = "mlp"
@@ -31,8 +35,11 @@ class GatedMLP(nn.Module):
         ctx: BuildContext,
         *,
         intermediate_size: Annotated[int, Field(gt=0)],
-        activation: Activation,
+        activation: AnyActivation,
         bias: bool = False,
+        limit: Annotated[float, Field(gt=0)] | None = None,
+        up_offset: float = 0.0,
+        inner_norm: NormSpec | None = None,
     ) -> None:
         super().__init__()
         gate, up = Part("gate", intermediate_size), Part("up", intermediate_size)
@@ -41,16 +48,22 @@ class GatedMLP(nn.Module):
             ctx.hidden_size, (gate, up), bias, ctx.tp, f"{ctx.path}.gate_up"
         )
         self.down = RowLinear(inner, ctx.hidden_size, bias, ctx.tp, f"{ctx.path}.down")
+        self.act = make_activation(ctx, activation, inner)
         self.activation = activation
-        self.act = activation_function(activation)
+        self.limit = limit
+        self.up_offset = up_offset
+        self.inner_norm = ctx.child(inner_norm, "inner_norm", part=inner) if inner_norm else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., hidden] -> [..., hidden]."""
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(self.act(gate) * up)
+        if self.limit is not None:
+            gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
+        gated = self.act(gate) * (up + self.up_offset if self.up_offset else up)
+        return self.down(gated if self.inner_norm is None else self.inner_norm(gated))
 
     def extra_repr(self) -> str:
-        return f"activation={self.activation}"
+        return f"activation={self.activation}, limit={self.limit}, up_offset={self.up_offset}"
 
 
 class MLP(nn.Module):
@@ -58,7 +71,8 @@ class MLP(nn.Module):
 
     Args:
         intermediate_size: Width between the two projections, in features of the whole model.
-        activation: Function between them, by its name in the config, e.g. gelu_new (GPT-2).
+        activation: Function between them, by its name in the config, e.g. gelu_new (GPT-2), or a
+            block (XIELU).
         bias: Whether both projections add a bias.
     """
 
@@ -69,15 +83,15 @@ class MLP(nn.Module):
         ctx: BuildContext,
         *,
         intermediate_size: Annotated[int, Field(gt=0)],
-        activation: Activation,
+        activation: AnyActivation,
         bias: bool = False,
     ) -> None:
         super().__init__()
         up, inner = Part("up", intermediate_size), Part("intermediate", intermediate_size)
         self.up = ColumnLinear(ctx.hidden_size, (up,), bias, ctx.tp, f"{ctx.path}.up")
         self.down = RowLinear(inner, ctx.hidden_size, bias, ctx.tp, f"{ctx.path}.down")
+        self.act = make_activation(ctx, activation, inner)
         self.activation = activation
-        self.act = activation_function(activation)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., hidden] -> [..., hidden]."""

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from assembler.blocks.functions import sigmoid
 from assembler.errors import SpecError, did_you_mean
 
 FUNCTIONS: Mapping[str, Callable[..., Any]] = {
@@ -21,6 +22,7 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "exp": math.exp,
     "log": math.log,
     "tanh": math.tanh,
+    "sigmoid": sigmoid,
     "min": min,
     "max": max,
     "abs": abs,

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from assembler.errors import did_you_mean
-from assembler.model.registry import BlockRegistry
+from assembler.model.registry import BLOCK_TAG, PLAIN_TAG, BlockRegistry
 
 KeyPath = tuple[str | int, ...]
 Where = Callable[[KeyPath], str]
@@ -38,7 +38,8 @@ def field_errors(
     lines = []
     for finding in error.errors():
         # The tag of a nested block is part of pydantic's path but not of the YAML's.
-        location = tuple(k for k in finding["loc"] if k not in registry)
+        tags = (*registry, PLAIN_TAG, BLOCK_TAG)
+        location = tuple(k for k in finding["loc"] if k not in tags)
         key = key_of(location)
         owner = _owner(finding["loc"], model, registry)
         lines.append(f"{where(key)}: {dotted(key)}: {_message(finding, owner)}")
@@ -89,7 +90,7 @@ def _message(finding: dict[str, Any], owner: type[BaseModel]) -> str:
             title = owner.__name__.removesuffix("Document")
             return (
                 f"unknown field '{field}' of {title}.{did_you_mean(str(field), known)} "
-                f"Known: {', '.join(known)}"
+                f"Known: {', '.join(known) or 'none'}"
             )
         case "missing":
             info = owner.model_fields.get(str(field))

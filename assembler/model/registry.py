@@ -13,13 +13,25 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, create_model
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StrictBool,
+    Tag,
+    create_model,
+)
 from torch import nn
 
 from assembler.blocks.context import BuildContext
 from assembler.blocks.roles import BlockRole
+
+# Parts of pydantic's error paths that stand for no key of the YAML.
+PLAIN_TAG, BLOCK_TAG = "(plain)", "(block)"
 
 
 class BlockSpec(BaseModel):
@@ -82,12 +94,24 @@ class BlockRegistry(Mapping[str, type[BlockSpec]]):
         """`annotation` with every `BlockRole` replaced by the blocks that have the role."""
         origin, args = typing.get_origin(annotation), typing.get_args(annotation)
         if origin is Annotated:
-            role = next((a for a in args[1:] if isinstance(a, BlockRole)), None)
-            return annotation if role is None else self._nested(role.role, building)
+            role = _role(annotation)
+            return annotation if role is None else self._nested(role, building)
         if origin in (Union, types.UnionType):
-            return Union[tuple(self._field_type(a, building) for a in args)]  # noqa: UP007
+            return self._union(args, building)
         # "yes" and "no" are texts in YAML 1.2; pydantic would take them for booleans.
         return StrictBool if annotation is bool else annotation
+
+    def _union(self, args: tuple[Any, ...], building: tuple[str, ...]) -> Any:
+        """Alternatives; of a plain value and a block, only the one that was meant is checked."""
+        members = tuple(self._field_type(a, building) for a in args)
+        is_block = [_role(a) is not None for a in args]
+        if not any(is_block) or types.NoneType in args:
+            return Union[members]  # noqa: UP007
+        tagged = tuple(
+            Annotated[member, Tag(BLOCK_TAG if nested else PLAIN_TAG)]
+            for member, nested in zip(members, is_block, strict=True)
+        )
+        return Annotated[Union[tagged], Discriminator(_tag_of)]  # noqa: UP007
 
     def _nested(self, role: str, building: tuple[str, ...]) -> Any:
         members = tuple(self._spec_of(name, building) for name in self.names(role))
@@ -97,6 +121,19 @@ class BlockRegistry(Mapping[str, type[BlockSpec]]):
         return Annotated[Union[members], Field(discriminator="block")]  # noqa: UP007
 
 
+def _role(annotation: Any) -> str | None:
+    """The role of the blocks that a field of this type holds; None if it holds none."""
+    if typing.get_origin(annotation) is not Annotated:
+        return None
+    marks = typing.get_args(annotation)[1:]
+    return next((mark.role for mark in marks if isinstance(mark, BlockRole)), None)
+
+
+def _tag_of(value: Any) -> str:
+    return BLOCK_TAG if isinstance(value, Mapping | BlockSpec) else PLAIN_TAG
+
+
+@cache
 def default_registry() -> BlockRegistry:
     """The registry of all blocks that come with this package."""
     from assembler.blocks.catalog import BLOCKS

@@ -11,6 +11,7 @@ from transformers.activations import ACT2CLS, ACT2FN
 
 from assembler.blocks.activations import ACTIVATIONS, Activation, ActivationName, activation
 from assembler.errors import SpecError
+from assembler.model.registry import default_registry
 
 LEARNED = {"prelu", "xielu"}
 
@@ -31,6 +32,15 @@ def test_activations_with_tensors_are_refused_with_the_reason(name):
         activation(name)
     with pytest.raises(ValidationError, match="owns learned tensors"):
         TypeAdapter(Activation).validate_python(name)
+
+
+def test_a_learned_activation_is_a_block():
+    with pytest.raises(SpecError, match=r"no name: activation: \{block: XIELU\}"):
+        activation("xielu")
+    spec = default_registry()["MLP"]
+    mlp = spec(block="MLP", intermediate_size=3, activation={"block": "XIELU"})
+    assert mlp.activation.block == "XIELU"
+    assert spec(block="MLP", intermediate_size=3, activation="relu2").activation == "relu2"
 
 
 def test_unknown_name_suggests_the_nearest():

@@ -17,9 +17,13 @@ from assembler.blocks.context import Routing
 from assembler.blocks.experts import GatedExperts
 from assembler.blocks.router import SparseMixerRouter
 
-ROLES = {"embedding", "position", "head", "norm", "attention", "mlp", "router", "experts"}
+ROLES = {
+    *("embedding", "position", "head", "norm", "attention"),
+    *("linear", "activation", "mlp", "router", "experts"),
+}
 NEEDED = {
     "LearnedPositions": {"count": 8},
+    "Linear": {"bias": True},
     "RMSNorm": {"eps": 1e-6},
     "RopeAttn": {"num_heads": 4, "qkv_bias": True, "o_bias": True},
     "GatedMLP": {"intermediate_size": 64, "activation": "silu", "bias": True},

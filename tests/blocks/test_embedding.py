@@ -1,4 +1,4 @@
-"""Token and position embeddings and the head."""
+"""Token embeddings and the head."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from block_harness import build_context, fill, randn
 from torch import nn
 from torch.nn import functional as F
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
-from transformers.models.opt.modeling_opt import OPTLearnedPositionalEmbedding
 
 from assembler.blocks.context import ForwardContext
-from assembler.blocks.embedding import Embedding, LearnedPositions, LMHead
+from assembler.blocks.embedding import Embedding, LMHead
 from assembler.blocks.parallel import TensorParallel
 from assembler.errors import SpecError
 
@@ -34,24 +33,6 @@ def test_scale_is_rounded_like_gemma3(dtype):
 def test_unscaled_embedding_is_a_lookup():
     embed = fill(Embedding(build_context(WIDTH, VOCAB)))
     assert torch.equal(embed(TOKENS), embed.weight[TOKENS])
-
-
-@pytest.mark.parametrize("offset", [0, 2])
-def test_positions_equal_opt_dense_and_paged(offset):
-    reference = OPTLearnedPositionalEmbedding(20, WIDTH)
-    ours = LearnedPositions(build_context(WIDTH), count=22 - offset, offset=offset)
-    ours.load_state_dict(reference.state_dict())
-    ctx = ForwardContext.dense(4)
-    expected = reference(None, position_ids=ctx.positions[None] + offset - 2)
-    assert torch.equal(ours(TOKENS, ctx), expected[0])
-    paged = replace(ctx, positions=torch.tensor([3, 0, 1]))
-    assert torch.equal(ours(TOKENS[0, :3], paged), expected[0, [3, 0, 1]])
-
-
-def test_position_beyond_the_table_is_an_error():
-    positions = fill(LearnedPositions(build_context(WIDTH), count=4))
-    with pytest.raises(IndexError):
-        positions(torch.zeros(1, 5, dtype=torch.int64), ForwardContext.dense(5))
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -103,3 +84,21 @@ def test_vocabulary_is_split_over_ranks():
 def test_vocabulary_that_ranks_cannot_share_is_refused(block):
     with pytest.raises(SpecError, match=r"embed: 'vocab' has 60 rows, too few for 61 ranks"):
         block(build_context(WIDTH, VOCAB, tp=TensorParallel(size=61), path="embed"))
+
+
+def test_a_width_of_their_own():
+    embed = fill(Embedding(build_context(WIDTH, VOCAB), width=12))
+    head = fill(LMHead(build_context(WIDTH, VOCAB), width=12))
+    assert embed(TOKENS).shape == (2, 4, 12)
+    assert embed.shard_dims() == head.shard_dims() and head.weight.shape == (VOCAB, 12)
+    assert head(embed(TOKENS), ForwardContext.dense(4)).shape == (2, 4, VOCAB)
+    tied = LMHead(build_context(WIDTH, VOCAB), tied=True, width=12)
+    tied.tie(embed)
+    assert tied.weight is embed.weight
+
+
+def test_a_tied_head_of_another_width_is_refused():
+    embed = Embedding(build_context(WIDTH, VOCAB), width=12)
+    head = LMHead(build_context(WIDTH, VOCAB, path="lm_head"), tied=True)
+    with pytest.raises(SpecError, match=r"lm_head: a tied head of width 48 .* of width 12: give"):
+        head.tie(embed)

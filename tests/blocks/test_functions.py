@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from assembler.blocks.functions import FUNCTIONS, softcap
+from assembler.blocks.functions import FUNCTIONS, sigmoid, softcap
 
 
 @pytest.mark.parametrize("name", ["sqrt", "exp", "log", "tanh"])
@@ -35,3 +35,10 @@ def test_min_and_max_compare_numbers():
 def test_the_table_cannot_be_changed():
     with pytest.raises(TypeError):
         FUNCTIONS["eval"] = eval
+
+
+def test_sigmoid_of_a_number_and_of_a_tensor():
+    for x in (-900.0, -2.5, 0.0, 0.7, 900.0):
+        expected = torch.tensor(x, dtype=torch.float64).sigmoid()
+        assert sigmoid(x) == pytest.approx(float(expected), abs=1e-15)
+        assert sigmoid(torch.tensor(x, dtype=torch.float64)) == expected

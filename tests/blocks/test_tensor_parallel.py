@@ -8,9 +8,11 @@ import pytest
 import torch
 from block_harness import build_context, fill, randn, run_ranks
 
+from assembler.blocks.activations import XIELU
 from assembler.blocks.attention import RopeAttn
 from assembler.blocks.context import ForwardContext
 from assembler.blocks.embedding import Embedding, LMHead
+from assembler.blocks.linear import Linear
 from assembler.blocks.mlp import MLP, GatedMLP
 from assembler.blocks.norms import LayerNorm, RMSNorm
 from assembler.blocks.parallel import TensorParallel
@@ -72,6 +74,20 @@ def test_full_width_qk_norm_takes_its_means_over_all_ranks(size, norm, position)
 def test_feed_forward(block, size):
     x = randn(2, LENGTH, 48)
     check(block, FEED_FORWARD, size, lambda mlp: mlp(x))
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_inner_norm_and_learned_activation(size):
+    x = randn(2, LENGTH, 48)
+    norm = partial(RMSNorm, eps=2e-3)
+    gated = {**FEED_FORWARD, "inner_norm": norm, "limit": 0.8, "up_offset": 1.0}
+    check(GatedMLP, gated, size, lambda mlp: mlp(x))
+    check(MLP, {**FEED_FORWARD, "activation": XIELU}, size, lambda mlp: mlp(x))
+
+
+def test_linear_is_whole_on_every_rank():
+    x = randn(2, LENGTH, 48)
+    check(Linear, {"out_size": 1, "bias": True}, 2, lambda linear: linear(x).sigmoid())
 
 
 def test_embedding_sums_the_shares_and_scales_once():

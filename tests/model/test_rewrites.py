@@ -66,6 +66,20 @@ CONFS = {
         ("count: 2", "count: 4\n  kinds: b if i % 2 else a\n  variants:\n    a: {}\n"
          "    b: {wiring: [x = mlp(mlp_norm(x + attn(attn_norm(x))))]}"),
     ),
+    "a gated branch": changed(
+        (MLP, "h = mlp_norm(x)\n    - x = x + sigmoid(mlp(h)) * h"),
+    ),
+    "a stream through all layers": changed(
+        ("count: 2", "count: 3\n  streams: [x, first]"),
+        (ATTN, "x = x + attn(attn_norm(x + first))"),
+        ("x = layers(embed(tokens))", "h = embed(tokens)\n  - x, first = layers(h, h)"),
+        ("lm_head(norm(x))", "lm_head(norm(x) + first)"),
+    ),
+    "two axes": changed(
+        ("count: 2", "count: 4\n  kinds: {mix: b if i % 2 else a, feed: d if i > 1 else c}\n"
+         "  variants:\n    a: {}\n    b: {blocks: {attn_norm: {block: LayerNorm}}}\n    c: {}\n"
+         "    d: {wiring: [x = mlp_norm(x + attn(attn_norm(x)) + mlp(x))]}"),
+    ),
     "the sum read before and after its norm": changed(
         (MLP, "h = x + mlp(mlp_norm(x))\n    - x = h * tanh(mlp_norm2(h)) + h"),
         ("    mlp: {", "    mlp_norm2: {block: RMSNorm, eps: 1e-5}\n    mlp: {"),

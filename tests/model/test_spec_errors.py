@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from toy_confs import Workspace
+from toy_confs import Workspace, changed
 
 from assembler.errors import SpecError
 from assembler.model.compose import load_spec
@@ -203,3 +203,33 @@ def _llama_refusal(override: str) -> str:
     with pytest.raises(SpecError) as caught:
         load_spec("llama", config, [override], roots=[PACKAGE_ROOT])
     return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("activation", "message"),
+    [
+        ("slu", "layers.blocks.mlp.activation: 'slu' is none of "),
+        ("xielu", "layers.blocks.mlp.activation: activation 'xielu' owns learned tensors"),
+        ("3", "layers.blocks.mlp.activation: 3 is none of "),
+        (
+            "{block: XIELU, bias: 1}",
+            "layers.blocks.mlp.activation.bias: unknown field 'bias' of XI",
+        ),
+        ("{block: RMSNorm}", "layers.blocks.mlp.activation.block: 'RMSNorm' is none of 'XIELU'"),
+    ],
+)
+def test_a_field_that_takes_a_name_or_a_block(ws: Workspace, activation: str, message: str) -> None:
+    mlp = f"mlp: {{block: MLP, intermediate_size: 4, activation: {activation}}}"
+    ws.write(
+        "my",
+        changed(
+            ("mlp: {block: Feed, size: 16}", mlp),
+            ("block: Mix, heads: 2", "block: RopeAttn, num_heads: 2"),
+            ("{block: Embed}", "{block: Embedding}"),
+            ("lm_head: {block: Head}", "lm_head: {block: LMHead}"),
+        ),
+    )
+    with pytest.raises(SpecError) as caught:
+        load_spec("my", roots=[ws.root])
+    assert str(caught.value).startswith(f"conf/my.yaml:11: {message}")
+    assert len(str(caught.value).splitlines()) == 1

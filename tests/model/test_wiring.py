@@ -191,7 +191,7 @@ def test_several_findings_are_one_error() -> None:
         _parse("x = atn(x)", "y = x.data", "x = x + y + z", unused=False)
     assert [line.split(" (in")[0] for line in str(caught.value).splitlines()] == [
         "f.yaml:10: unknown block or function 'atn'. Did you mean 'attn'? Known here: attn, mlp, "
-        "norm, mix, exp, log, softcap, sqrt, tanh",
+        "norm, mix, exp, log, sigmoid, softcap, sqrt, tanh",
         "f.yaml:11: attribute access ('.') is not allowed in an equation",
         "f.yaml:12: unknown stream 'z'.",
     ]
