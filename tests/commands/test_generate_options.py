@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from assembler import SamplingParams, coverage, generate
 from assembler.command_line import run_command
 from assembler.errors import CheckpointError
+from assembler.weights.hub_source import HubId
 
 SAMPLING: dict[str, tuple[str, Any]] = {
     "temperature": ("0.7", 0.7),
@@ -234,10 +235,10 @@ def test_no_prompt_or_no_model(arguments: tuple[str, ...], message: str, run: Ru
 
 
 def test_a_conf_whose_checkpoint_cannot_be_had(run: Run, monkeypatch: pytest.MonkeyPatch):
-    def offline(text: str) -> Path:
-        raise CheckpointError(f"{text}: the Hub cannot be reached.")
+    def offline(hub_id: HubId) -> Path:
+        raise CheckpointError(f"{hub_id.text}: the Hub cannot be reached.")
 
-    monkeypatch.setattr("assembler.weights.source.resolve_hub", offline)
+    monkeypatch.setattr("assembler.weights.source.open_hub", offline)
     result = run(generate, "conf=qwen3", "prompt=x")
     refused(result, r"Qwen/Qwen3-0\.6B: .*\(conf=qwen3 names it: pass checkpoint=\.\.\.\)")
     assert len(result.err.splitlines()) == 1
