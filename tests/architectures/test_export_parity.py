@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from cases import CASES, Case, named, sweep
 from minicpm_reference import write_minicpm
-from parity_cases import CASES, Case
 from safetensors.torch import load_file
 from tiny_checkpoints import make_checkpoint, model_class, reference_logits, token_ids
 
@@ -21,10 +21,6 @@ from assembler.loading import assemble, load_weights
 from assembler.weights.weight_map import load_weight_map
 
 
-def name_of(case: Case) -> str:
-    return case.name
-
-
 def assert_same_tensors(found: Path, expected: Path) -> None:
     """Names, shapes, types and every bit."""
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (found, expected))
@@ -33,7 +29,7 @@ def assert_same_tensors(found: Path, expected: Path) -> None:
         assert value.dtype == theirs[name].dtype and torch.equal(value, theirs[name]), name
 
 
-@pytest.mark.parametrize("case", CASES, ids=name_of)
+@pytest.mark.parametrize("case", sweep())
 def test_a_checkpoint_comes_back_bit_for_bit(case: Case, tmp_path: Path) -> None:
     source, out = tmp_path / "source", tmp_path / "out"
     reference = make_checkpoint(case, source)
@@ -52,7 +48,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(case: Case, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("case", CASES, ids=name_of)
+@pytest.mark.parametrize("case", sweep())
 def test_the_ranks_together_write_what_they_read(case: Case, size: int, tmp_path: Path) -> None:
     """Heads, rows and columns come back from the ranks that hold them, replicated ones once."""
     source, out = tmp_path / "source", tmp_path / "out"
@@ -80,7 +76,7 @@ def test_minicpm_comes_back_bit_for_bit(tied: bool, tmp_path: Path) -> None:
 def test_another_map_writes_its_own_names(tmp_path: Path) -> None:
     """Phi-3 fuses what Llama keeps apart; the same model under Llama's names."""
     source, out = tmp_path / "source", tmp_path / "out"
-    make_checkpoint(next(case for case in CASES if case.name == "phi3-window-partial"), source)
+    make_checkpoint(named("phi3-window-partial"), source)
     export_checkpoint(assemble(source), ExportSettings(out), load_weight_map("llama"))
     theirs, ours = (load_file(folder / "model.safetensors") for folder in (source, out))
     at = "model.layers.1"
@@ -96,7 +92,7 @@ def test_another_map_writes_its_own_names(tmp_path: Path) -> None:
 def test_what_was_changed_in_memory_is_written(tmp_path: Path) -> None:
     """The module of a tied bfloat16 model, trained on, in its own type; nothing twice."""
     source, out = tmp_path / "source", tmp_path / "out"
-    reference = make_checkpoint(next(case for case in CASES if case.name == "qwen2-tied"), source)
+    reference = make_checkpoint(named("qwen2-tied"), source)
     assembly = assemble(source)
     model = load_weights(assembly, torch.bfloat16)
     with torch.no_grad():

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases import LENGTH, Case, named, sweep
 from minicpm_reference import write_minicpm
 from paged_texts import PagedTexts
-from parity_cases import CASES, LENGTH, Case
 from tiny_checkpoints import make_checkpoint, reference_logits, to_hub_style, token_ids
 from torch import nn
 
@@ -54,7 +54,7 @@ def _ids_of(source: Case | str) -> str:
     return source if isinstance(source, str) else source.name
 
 
-@pytest.fixture(scope="module", params=[*CASES, *MINICPM_VARIANTS], ids=_ids_of)
+@pytest.fixture(scope="module", params=[*sweep(), *MINICPM_VARIANTS], ids=_ids_of)
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory) -> Checkpoint:
     source = request.param
     folder = tmp_path_factory.mktemp(_ids_of(source))
@@ -101,7 +101,7 @@ def test_both_dialects_of_config_json_mean_the_same(checkpoint: Checkpoint, tmp_
 
 @pytest.mark.parametrize("name", ON_TRITON)
 def test_triton_kernels_give_the_same_logits(name: str, tmp_path: Path) -> None:
-    case = next(case for case in CASES if case.name == name)
+    case = named(name)
     logits = reference_logits(make_checkpoint(case, tmp_path), token_ids())
     model = assembler.load_model(tmp_path)
     checkpoint = Checkpoint(name, case.conf, tmp_path, logits)

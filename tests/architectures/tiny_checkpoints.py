@@ -9,17 +9,15 @@ from typing import Any
 
 import torch
 import transformers
-from parity_cases import LENGTH, VOCAB_SIZE, Case
+from cases import LENGTH, VOCAB_SIZE, Case
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 transformers.utils.logging.disable_progress_bar()
 
 # Fields in which transformers 4 and the hub say what `rope_parameters` and `layer_types` say.
 _NEW_FIELDS = ("rope_parameters", "layer_types", "dtype", "_sliding_window_pattern")
-_HUB_NAMES = {
-    "GPTNeoXConfig": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
-}
 
 
 def make_checkpoint(case: Case, folder: Path) -> PreTrainedModel:
@@ -40,11 +38,9 @@ def make_checkpoint(case: Case, folder: Path) -> PreTrainedModel:
 
 def model_class(case: Case) -> type[PreTrainedModel]:
     """The causal language model (or the multimodal one around it) of the case's config."""
-    base = case.config_class.removesuffix("Config")
-    names = (f"{base}ForConditionalGeneration", f"{base}ForCausalLM", f"{base}LMHeadModel")
-    if base == "Gemma3Text":
-        names = ("Gemma3ForCausalLM",)
-    return next(getattr(transformers, name) for name in names if hasattr(transformers, name))
+    if case.model_class is not None:
+        return getattr(transformers, case.model_class)
+    return MODEL_FOR_CAUSAL_LM_MAPPING[getattr(transformers, case.config_class)]
 
 
 def token_ids(batch: int = 2, length: int = LENGTH) -> torch.Tensor:
@@ -60,38 +56,56 @@ def reference_logits(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def randomise(model: torch.nn.Module, seed: int) -> None:
-    """Fill all parameters: matrices that keep the variance, norms around their neutral value."""
+def randomise(model: PreTrainedModel, seed: int) -> None:
+    """Fill all parameters and saved buffers: matrices that keep the variance; noise on the rest.
+
+    What starts as one number everywhere is a norm (1, or 0 where 1 is added to the weight), a bias,
+    a sink or a router's selection bias: it keeps its neutral value and gets noise.
+    """
     generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        if parameter.dim() == 1:
-            # Norms start neutral (1, or 0 where 1 is added to the weight), biases at 0.
-            parameter.add_(0.3 * noise)
+    neutral = _neutral_value(final_norm(model))
+    saved = set(model.state_dict())
+    buffers = ((n, b) for n, b in model.named_buffers() if n in saved and b.is_floating_point())
+    transposed = {
+        id(module.weight) for module in model.modules() if isinstance(module, transformers.Conv1D)
+    }
+    for name, value in (*model.named_parameters(), *buffers):
+        noise = torch.randn(value.shape, generator=generator)
+        if value.dim() < 2 or bool((value == value.flatten()[0]).all()):
+            value.add_(0.3 * noise)
         elif "embed" in name or name.endswith(("wte.weight", "wpe.weight")):
-            parameter.copy_(0.4 * noise)
+            value.copy_(0.4 * noise)
         else:
-            fan_in = parameter.shape[0 if "c_" in name else -1]  # Conv1D stores [in, out]
-            parameter.copy_(noise * fan_in**-0.5)
-    _scale_logits(model)
+            value.copy_(noise * value.shape[-2 if id(value) in transposed else -1] ** -0.5)
+    _scale_logits(model, neutral)
 
 
-def _scale_logits(model: torch.nn.Module) -> None:
-    """Scale the final norm until the logits have a standard deviation of about 1."""
+def _scale_logits(model: PreTrainedModel, neutral: float) -> None:
+    """Scale the final norm (without one, the head) until the logits' deviation is about 1."""
     norm = final_norm(model)
-    offset = 1.0 if "Gemma" in type(norm).__name__ else 0.0
+    head = model.get_output_embeddings()
     for _ in range(4):
         factor = 1.0 / reference_logits(model, token_ids()).std()
+        if getattr(norm, "weight", None) is None:
+            head.weight.mul_(factor)
+            continue
+        offset = 1.0 - neutral
         norm.weight.copy_((norm.weight + offset) * factor - offset)
         if getattr(norm, "bias", None) is not None:
             norm.bias.mul_(factor)
 
 
-def final_norm(model: torch.nn.Module) -> torch.nn.Module:
-    """The norm before the head, under any of its names."""
-    ends = (".norm", ".ln_f", ".final_layer_norm")
+def _neutral_value(norm: torch.nn.Module | None) -> float:
+    """0 where the norm adds 1 to its weight, else 1; of a model that has just been made."""
+    weight = getattr(norm, "weight", None)
+    return 1.0 if weight is None else float(weight.flatten()[0])
+
+
+def final_norm(model: torch.nn.Module) -> torch.nn.Module | None:
+    """The norm before the head, under any of its names; None where there is none."""
+    ends = (".norm", ".ln_f", ".final_layer_norm", ".final_layernorm", ".norm_f", ".final_norm")
     found = [module for name, module in model.named_modules() if f".{name}".endswith(ends)]
-    return found[-1]
+    return found[-1] if found else None
 
 
 def to_hub_style(case: Case, folder: Path) -> None:
@@ -105,15 +119,14 @@ def to_hub_style(case: Case, folder: Path) -> None:
 
 def _rewrite_fields(fields: dict[str, Any], case: Case) -> None:
     rope = fields.get("rope_parameters") or {}
-    for name in _NEW_FIELDS:
+    for name in (*_NEW_FIELDS, *case.hub_lacks):
         fields.pop(name, None)
     if "sliding_attention" in rope:  # one RoPE a layer type: Gemma 3 named the second base
         fields["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
         rope = rope["full_attention"]
-    names = _HUB_NAMES.get(case.config_class, {})
     for key in ("rope_theta", "partial_rotary_factor"):
         if key in rope:
-            fields[names.get(key, key)] = rope[key]
+            fields[case.hub_names.get(key, key)] = rope[key]
     scaling = {k: v for k, v in rope.items() if k not in ("rope_theta", "partial_rotary_factor")}
     if rope and scaling["rope_type"] == "default":
         scaling = None

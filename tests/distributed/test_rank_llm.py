@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
+from cases import named
 from launched import finish, launch
-from parity_cases import CASES
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import make_checkpoint
 
@@ -30,7 +30,7 @@ LIMIT = 30.0  # seconds within which all ranks must have ended
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("llama")
-    make_checkpoint(next(case for case in CASES if case.name == "llama-biases"), path)
+    make_checkpoint(named("llama-biases"), path)
     return path
 
 
