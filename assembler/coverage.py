@@ -102,6 +102,7 @@ def _check(options: CoverageOptions, arguments: Arguments) -> _Checked:
         options.conf,
         arguments.overrides,
         search_path=arguments.search_path,
+        download=False,
     )
     assert whole.plan is not None, "assembled with its weights"
     plans: dict[int, list[LoadPlan]] = {}
