@@ -52,8 +52,10 @@ def write_config(config: Mapping[str, Any], out: Path, dtype: str) -> None:
     """Write config.json, saying `dtype` wherever it says a type of weights."""
     config = dict(config)
     _set_dtype(config, dtype)
+    config.pop("quantization_config", None)  # whatever was read, plain weights are written
     if isinstance(config.get("text_config"), Mapping):
         config["text_config"] = dict(config["text_config"])
+        config["text_config"].pop("quantization_config", None)
         _set_dtype(config["text_config"], dtype)
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 

@@ -142,7 +142,7 @@ def _plan(assembly: Assembly, model: nn.Module, weight_map: WeightMap | None) ->
         return export_plan(weight_map, model)
     if weight_map.files[0].samefile(own.files[0]):
         plan = export_plan(weight_map, model, load.naming, like=assembly.index)
-        return plan.with_copies(item.info for item in load.ignored)
+        return plan.with_copies(item.info for item in load.ignored if not item.quantized)
     widest = reduce(torch.promote_types, (_dtype(piece.info) for piece in load.pieces))
     return export_plan(weight_map, model).with_dtype(widest)
 

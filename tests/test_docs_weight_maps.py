@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -161,6 +162,7 @@ def test_example(title: str, tmp_path: Path):
     map_file.write_text(YAML[title])
     Draft202012Validator(weight_map_schema()).validate(load_marked(map_file).data)
     save_file({k: v.contiguous() for k, v in example.disk.items()}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(example.config))
     index, model = read_checkpoint_index(tmp_path), build(example.model)
     plan = plan_load(load_weight_map(map_file), model, index)
     assert not plan.findings
@@ -183,12 +185,14 @@ def test_what_an_export_cannot_undo(tmp_path: Path):
         folder.mkdir()
         (folder / "example.yaml").write_text(YAML[title])
         save_file({k: v.contiguous() for k, v in example.disk.items()}, folder / "a.safetensors")
+        (folder / "config.json").write_text(json.dumps(example.config))
         weight_map, index = load_weight_map(folder / "example.yaml"), read_checkpoint_index(folder)
         naming = plan_load(weight_map, build(example.model), index).naming
         plan = export_plan(weight_map, build(example.model), naming, like=index)
         lossy |= {title} if plan.losses else set()
         refused |= {title} if not all(loss.rounds for loss in plan.losses) else set()
-    assert lossy == {"slice and pad", "affine and negative_exp"} and refused == {"slice and pad"}
+    rounding = {"affine and negative_exp", "quantization", "dequantize"}
+    assert lossy == {"slice and pad", *rounding} and refused == {"slice and pad"}
 
 
 def test_extends(tmp_path: Path):

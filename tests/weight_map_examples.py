@@ -7,7 +7,7 @@ of a small model, the tensors of a checkpoint, and what the parameters must hold
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -31,6 +31,7 @@ class Example:
     disk: Tensors
     expected: Tensors
     ignored: tuple[str, ...] = ()
+    config: dict[str, object] = field(default_factory=dict)
 
 
 class Leaf(nn.Module):
@@ -329,6 +330,23 @@ def any_way() -> Example:
     )
 
 
+def any_in_a_list() -> Example:
+    """Layer 0 has the first name of k, layer 1 the second."""
+    q, k, v = (rand(part.size, HIDDEN) for part in QKV)
+    at = [f"model.layers.{i}" for i in (0, 1)]
+    disk = {f"{layer}.q_proj.weight": q.clone() for layer in at}
+    disk |= {f"{layer}.v_proj.weight": v.clone() for layer in at}
+    disk |= {f"{at[0]}.k_proj.weight": k, f"{at[1]}.key.weight": k.clone()}
+    return Example(
+        {f"layers.{i}.qkv.weight": fused(QKV, HIDDEN) for i in (0, 1)},
+        disk,
+        {
+            "layers.0.qkv.weight": torch.cat([q, k, v]),
+            "layers.1.qkv.weight": torch.cat([q, half(k, KV), v]),
+        },
+    )
+
+
 def fill() -> Example:
     weight = rand(3, 5)
     return Example(
@@ -362,6 +380,39 @@ def roots() -> Example:
         {"norm.weight": plain(5), "head.weight": plain(9, 5)},
         {"model.language_model.norm.weight": norm, "lm_head.weight": head},
         {"norm.weight": norm, "head.weight": head},
+    )
+
+
+def quantization() -> Example:
+    norm, scales = rand(5), rand(2, 3)
+    values = rand(8, 5).to(torch.float8_e4m3fn)
+    proj = values.float() * scales.repeat_interleave(4, 0).repeat_interleave(2, 1)[:, :5]
+    return Example(
+        {"norm.weight": plain(5), "proj.weight": plain(8, 5)},
+        {
+            "model.norm.weight": norm,
+            "model.proj.weight": values,
+            "model.proj.weight_descale": scales,
+        },
+        {"norm.weight": norm, "proj.weight": proj},
+        config={"quantization_config": {"quant_method": "my_method"}},
+    )
+
+
+def dequantize() -> Example:
+    values, scale = rand(4, 5).to(torch.float8_e5m2), rand(1)
+    blocks = torch.full((EXPERTS, 3, 2, 16), 0x2F, dtype=torch.uint8)  # -6, 1, -6, 1, ...
+    scales = torch.full((EXPERTS, 3, 2), 126, dtype=torch.uint8)  # a half
+    experts = torch.tensor([-3.0, 0.5]).repeat(32).expand(EXPERTS, 3, 64).transpose(1, 2)
+    return Example(
+        {"up.weight": plain(4, 5), "experts.weight": plain(EXPERTS, 64, 3)},
+        {
+            "model.up.weight": values,
+            "model.up.weight_scale": scale,
+            "model.experts.down_proj_blocks": blocks,
+            "model.experts.down_proj_scales": scales,
+        },
+        {"up.weight": values.float() * scale, "experts.weight": experts},
     )
 
 
@@ -422,10 +473,13 @@ EXAMPLES: dict[str, Callable[[], Example]] = {
     "slice and pad": slice_and_pad,
     "affine and negative_exp": affine_and_negative_exp,
     "any": any_way,
+    "any in a list": any_in_a_list,
     "fill": fill,
     "dtype": dtype,
     "prefixes": prefixes,
     "roots": roots,
+    "quantization": quantization,
+    "dequantize": dequantize,
     "ignore": ignore,
     "tp": tp,
 }

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from assembler.weights.index import CheckpointIndex, TensorInfo
 from assembler.weights.issues import Issue
+from assembler.weights.quantized import VALUE_DTYPES, QuantizedInfo
 from assembler.weights.recipes import Recipe
 from assembler.weights.shape_words import shape_words
 
@@ -34,6 +35,8 @@ class Claims:
         if issue is None and not self._holds_weights(info):
             message = f"is stored as {info.dtype}, which cannot fill {{0}} by itself"
             hint = f"Weights are {', '.join(sorted(PLAIN_DTYPES))}; this one is quantised."
+            if info.dtype in VALUE_DTYPES:
+                hint += " If its scales are there too, `dequantize` of its rule can name them."
             names = (recipe.slot.name,)
             issue = Issue("dtype", info.name, message, names, str(info.file), hint)
         self.owners.setdefault(info.name, recipe.slot.name)
@@ -73,6 +76,8 @@ class Claims:
 
     def _holds_weights(self, info: TensorInfo) -> bool:
         """Whether the values, as they are read, are weights."""
+        if isinstance(info, QuantizedInfo):
+            return True
         if self.index.format == "gguf":
             return info.dtype not in INTEGER_DTYPES
         return info.dtype in PLAIN_DTYPES

@@ -18,6 +18,7 @@ import torch
 from assembler.weights.gguf_dequant import block_layout
 from assembler.weights.ops import Op, apply_ops
 from assembler.weights.plan import Piece, Span
+from assembler.weights.quantized import QuantizedInfo
 from assembler.weights.regions import Region, are_disjoint, region_of, share_rows
 from assembler.weights.staging import Staging
 from assembler.weights.tensor_data import TORCH_DTYPES, check_readable
@@ -132,7 +133,8 @@ def _staged_rows(
     """Cut regions that have their rows in common into ranges of a few rows."""
     first = targets[0][1]
     count, pitch = first.size[first.outer], first.stride[first.outer]
-    block, nbytes = block_layout(info.dtype)
+    paired = isinstance(info, QuantizedInfo)  # rows of it can be read one by one
+    block, nbytes = (1, 4) if paired else block_layout(info.dtype)
     row_bytes = pitch * 4 if block > 1 else pitch * nbytes
     step = max(1, STAGED_BYTES // row_bytes)
     step = -(-step // block) * block if pitch % block else step  # do not cut through a block

@@ -23,6 +23,7 @@ from assembler.weights.index import CheckpointIndex, TensorInfo
 from assembler.weights.issues import fold_issues
 from assembler.weights.naming import Naming
 from assembler.weights.ops import Op, Shape
+from assembler.weights.pairing import pair_tensors
 from assembler.weights.parameters import read_parameters
 from assembler.weights.pieces import Constant
 from assembler.weights.plan_rules import Matched, match_rules
@@ -137,7 +138,10 @@ def export_plan(
     size = parameters.tp.size
     ranks = [replace(parameters, tp=TensorParallel(rank, size)) for rank in range(size)]
     matched = [match_rules(weight_map, rank) for rank in ranks]
-    index = like or _index_to_write(matched[0], model, naming)
+    if like is None:
+        index = _index_to_write(matched[0], model, naming)
+    else:
+        index = pair_tensors(like, weight_map, matched[0].recipes).to_write()
     resolved = [
         SourceResolver(index, naming, parameters.untied_heads).resolve(each.ways)
         for each in matched

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from assembler.errors import WeightMapError, did_you_mean
 from assembler.weights.ops import Op, RopeOrder
+from assembler.weights.quantization import Scheme, parse_scheme
 from assembler.weights.rearrange import Rearrangement, parse_rearrangement
 from assembler.weights.value_ops import Affine, NegativeExp
 
@@ -159,6 +160,11 @@ def read_affine(value: Any, key: str, text: RuleText) -> Op:
     return Affine(**numbers)
 
 
+def read_dequantize(value: Any, key: str, text: RuleText) -> Scheme:
+    """A format, or a mapping with `format` and the ends of its names."""
+    return parse_scheme(value, lambda message: rule_error(text, f"'{key}': {message}"))
+
+
 def read_negative_exp(value: Any, key: str, text: RuleText) -> Op | None:
     """true or false."""
     return NegativeExp() if read_flag(value, key, text) else None
@@ -166,6 +172,7 @@ def read_negative_exp(value: Any, key: str, text: RuleText) -> Op | None:
 
 # Options that one source may have. They act in this order, however they are written.
 ITEM_READERS: dict[str, Callable[[Any, str, RuleText], Any]] = {
+    "dequantize": read_dequantize,
     "unstack": read_wildcard,
     "transpose": read_flag,
     "rearrange": read_rearrange,

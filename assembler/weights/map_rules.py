@@ -24,8 +24,10 @@ from assembler.weights.map_options import (
     read_type,
     rule_error,
 )
+from assembler.weights.map_ways import check_alone, combinations
 from assembler.weights.ops import Op
 from assembler.weights.pattern import Pattern, parse_pattern, parse_target
+from assembler.weights.quantization import Scheme
 from assembler.weights.rearrange import Rearrangement
 
 __all__ = ["ITEM_KEYS", "RULE_KEYS", "Rule", "RuleText", "Source", "parse_rule"]
@@ -37,7 +39,7 @@ SETTINGS = ("dtype", "optional")  # of the parameter, however it is filled
 # Options that cannot stand together in one source, and why.
 _CLASHES = (
     ("transpose", "rearrange", "one pattern says it all"),
-    ("per", "split", "blocks of several parameters are not supported"),
+    ("per", "split", "each target gets one run of rows, and blocks would give it many"),
     ("per", "slice", "blocks have no rows to spare"),
     ("unstack", "split", "a tensor is shared out in one way"),
     ("unstack", "slice", "every row belongs to a parameter"),
@@ -58,6 +60,7 @@ class Source:
     """One tensor name on the right side of a rule and what is done to it, in this order."""
 
     pattern: Pattern
+    dequantize: Scheme | None = None  # it is two tensors, whatever config.json says
     unstack: str | None = None  # the wildcard of the target that picks one tensor of a stack
     transpose: bool = False
     rearrange: Rearrangement | None = None
@@ -113,11 +116,12 @@ def parse_rule(text: RuleText) -> Rule:
     way = {key: value for key, value in options.items() if key not in SETTINGS}
     written = [way]
     if "any" in way:
-        _check_alone(way, "any", text)
+        check_alone(way, "any", text)
         written = way["any"]
         if not isinstance(written, list) or len(written) < 2:
             raise rule_error(text, f"'any' is a list of two ways or more, not {written!r}")
-    rules = [_parse_way(target, item, text, optional, dtype) for item in written]
+    ways = [way for item in written for way in combinations(item, text)]
+    rules = [_parse_way(target, way, text, optional, dtype) for way in ways]
     for rule in rules[:-1]:
         if rule.fill is not None:
             raise rule_error(text, "'fill' always applies: what follows it in 'any' never would")
@@ -137,9 +141,16 @@ def _parse_way(
 ) -> Rule:
     """One way to fill the target."""
     options = value if isinstance(value, dict) else {"from": value}
+    targets = [key for key in options if key not in RULE_KEYS and not did_you_mean(key, RULE_KEYS)]
+    if targets and "from" in options:
+        raise rule_error(
+            text,
+            f"'any' lists ways to fill one target, not scopes with {', '.join(targets)}: write it "
+            "at each target, or let `prefixes` accept other names",
+        )
     _check_keys(options, (*ITEM_KEYS, "fill"), text)
     if "fill" in options:
-        _check_alone(options, "fill", text)
+        check_alone(options, "fill", text)
         number = read_number(options["fill"], "fill", text)
         return Rule(target, (), optional, text.where, dtype=dtype, fill=number)
     if "from" not in options:
@@ -197,15 +208,6 @@ def _check_keys(options: Mapping[str, Any], known: tuple[str, ...], text: RuleTe
         if key not in known:
             rest = f"the options here are {', '.join(known)}"
             raise rule_error(text, f"unknown option '{key}'; {rest}.{did_you_mean(key, known)}")
-
-
-def _check_alone(options: Mapping[str, Any], key: str, text: RuleText) -> None:
-    others = [other for other in options if other != key]
-    if others:
-        inside = " Put them into its entries." if key == "any" else " List both ways under `any`."
-        raise rule_error(
-            text, f"'{key}' cannot stand beside {', '.join(map(repr, others))}.{inside}"
-        )
 
 
 def _check_wildcards(target: Pattern, sources: tuple[Source, ...], text: RuleText) -> None:

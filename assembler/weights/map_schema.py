@@ -8,6 +8,7 @@ from assembler.weights.gguf_config import FIELD_FORMS
 from assembler.weights.map_options import PER_WORDS, ROPE_ENDS, ParameterType
 from assembler.weights.map_rules import ITEM_KEYS, RULE_KEYS, SETTINGS
 from assembler.weights.ops import RopeOrder
+from assembler.weights.quantization import FORMATS
 from assembler.weights.weight_map import MAP_KEYS, SPLIT_KINDS
 
 
@@ -43,6 +44,30 @@ _ROPE_SETTINGS: dict[str, dict[str, Any]] = {
     "at": {"enum": list(ROPE_ENDS), "description": "Where in a head the rotating rows stand."},
 }
 
+_SCHEME = {
+    "anyOf": [
+        {"enum": list(FORMATS)},
+        _object(
+            {
+                "format": {"enum": list(FORMATS)},
+                "values": {"type": "string", "description": "The end of the values' name."},
+                "scales": {
+                    "anyOf": [_NAME, _NAMES],
+                    "description": "The end of the scales' name; of a list, the first there.",
+                },
+                "block": {
+                    "type": "array",
+                    "items": _COUNT,
+                    "minItems": 2,
+                    "maxItems": 2,
+                    "description": "Rows and columns that share a scale.",
+                },
+            },
+            ["format"],
+        ),
+    ]
+}
+
 _OPTIONS: dict[str, dict[str, Any]] = {
     "from": {"description": "The tensor or module on disk; a list is merged in order."},
     "parts": {
@@ -61,6 +86,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         ],
         "description": "Reshape and permute, as in einops: disk -> model, '(e i) h -> e h i'.",
     },
+    "dequantize": {**_SCHEME, "description": "The weight is two tensors: values and scales."},
     "unstack": {**_NAME, "description": "The wildcard of the target that picks one of a stack."},
     "split": {**_PART_NAMES, "description": "The targets that share the tensor's rows, in order."},
     "slice": {
@@ -103,6 +129,11 @@ _SECTIONS: dict[str, dict[str, Any]] = {
         },
         "description": "Texts before every name, or roots to replace; the one that fits is used.",
     },
+    "quantization": {
+        "type": "object",
+        "additionalProperties": _SCHEME,
+        "description": "Formats of quantised releases, by quant_method of config.json.",
+    },
     "config": {
         "type": "object",
         "additionalProperties": {"$ref": "#/$defs/field"},
@@ -141,17 +172,25 @@ def weight_map_schema() -> dict[str, Any]:
         "additionalProperties": False,
         "$defs": {
             "source": {"anyOf": [_NAME, _rule(ITEM_KEYS, _NAME)]},
+            "item": {
+                "anyOf": [
+                    {"$ref": "#/$defs/source"},
+                    _object(
+                        {"any": {**_OPTIONS["any"], **_list_of("source"), "minItems": 2}}, ["any"]
+                    ),
+                ]
+            },
             "way": {
                 "anyOf": [
                     _NAME,
-                    _list_of("source"),
-                    _rule(ITEM_KEYS, {"anyOf": [_NAME, _list_of("source")]}),
+                    _list_of("item"),
+                    _rule(ITEM_KEYS, {"anyOf": [_NAME, _list_of("item")]}),
                     _object({"fill": _OPTIONS["fill"]}, ["fill"]),
                 ]
             },
             "rule": {
                 "anyOf": [
-                    _rule((*ITEM_KEYS, *SETTINGS), {"anyOf": [_NAME, _list_of("source")]}),
+                    _rule((*ITEM_KEYS, *SETTINGS), {"anyOf": [_NAME, _list_of("item")]}),
                     _setting("fill", _OPTIONS["fill"]),
                     _setting("any", {**_OPTIONS["any"], **_list_of("way"), "minItems": 2}),
                 ]
@@ -165,7 +204,7 @@ def weight_map_schema() -> dict[str, Any]:
                 "additionalProperties": {
                     "anyOf": [
                         _NAME,
-                        _list_of("source"),
+                        _list_of("item"),
                         {"$ref": "#/$defs/rule"},
                         {"$ref": "#/$defs/scope"},
                         {"type": "null", "description": "Deletes an inherited rule."},

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from assembler.weights.cuts import Cut, Span
 from assembler.weights.ops import Op, Shape, Unsqueeze, shape_after
+from assembler.weights.quantized import as_stored
 from assembler.weights.recipes import Recipe
 from assembler.weights.tensor_info import TensorInfo
 
@@ -56,10 +57,11 @@ def make_pieces(recipe: Recipe, infos: Mapping[int, TensorInfo]) -> Iterator[Pie
         if recipe.stacked and n not in stack:
             continue  # another rank holds this one
         place = (Span(0, n - stack.start, n - stack.start + 1),) if recipe.stacked else ()
+        stored, first = as_stored(info)
         for cut in cuts:
             nbytes = int(info.nbytes * cut.share)
-            spans = place + cut.span
-            yield Piece(info.name, info, cut.ops, target, cut.part, spans, cut.shape, nbytes)
+            ops, spans = first + cut.ops, place + cut.span
+            yield Piece(info.name, stored, ops, target, cut.part, spans, cut.shape, nbytes)
 
 
 class _Ready:

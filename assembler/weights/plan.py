@@ -14,15 +14,17 @@ from torch import nn
 
 from assembler.errors import CheckpointError, did_you_mean
 from assembler.weights.finding import Finding
-from assembler.weights.index import CheckpointIndex
+from assembler.weights.index import CheckpointIndex, TensorInfo
 from assembler.weights.issues import Issue, fold_issues
 from assembler.weights.map_options import ParameterType
 from assembler.weights.naming import Naming
+from assembler.weights.pairing import pair_tensors
 from assembler.weights.parameters import ModelParameters, ParameterSlot, read_parameters
 from assembler.weights.pieces import Constant, Piece, TieCheck
 from assembler.weights.plan_rules import match_rules
 from assembler.weights.plan_sources import Resolution, SourceResolver
 from assembler.weights.prefixes import choose_naming, foreign_prefix
+from assembler.weights.quantized import tensors_of
 from assembler.weights.recipes import Span
 from assembler.weights.unclaimed import IgnoredTensor, sort_unclaimed
 from assembler.weights.weight_map import WeightMap
@@ -70,9 +72,7 @@ class LoadPlan:
     totals: Totals
     constants: tuple[Constant, ...] = ()
     dtypes: Mapping[str, ParameterType] = field(default_factory=dict)  # whatever the load's dtype
-    naming: Naming = field(
-        default_factory=Naming
-    )  # how the checkpoint's names differ from the map's
+    naming: Naming = field(default_factory=Naming)  # of the checkpoint against the map's
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -117,17 +117,25 @@ def plan_load(
     parameters = read_parameters(model)
     matched = match_rules(weight_map, parameters)
     recipes = list(matched.recipes)
-    naming, found = choose_naming(weight_map.prefixes, recipes, index.tensors)
-    resolution = SourceResolver(index, naming, parameters.untied_heads).resolve(matched.ways)
+    pairing = pair_tensors(index, weight_map, recipes)
+    tensors = pairing.index.tensors
+    naming, found = choose_naming(weight_map.prefixes, recipes, tensors)
+    resolver = SourceResolver(pairing.index, naming, parameters.untied_heads)
+    resolution = resolver.resolve(matched.ways)
     left = [
         info
-        for name, info in index.tensors.items()
+        for name, info in tensors.items()
         if name not in resolution.claimed and name not in resolution.reported
     ]
-    ignored, unclaimed = sort_unclaimed(weight_map, parameters, left, naming, matched.misfits, cut)
-    issues = [*matched.issues, *resolution.issues, *unclaimed]
+    ignores = replace(weight_map, ignore=(*weight_map.ignore, *pairing.ignore))
+    aside, unclaimed = sort_unclaimed(ignores, parameters, left, naming, matched.misfits, cut)
+    ignored = [half for item in aside for half in pairing.halves_of(item)]
+    issues = [*matched.issues, *pairing.explained([*resolution.issues, *unclaimed])]
+    issues += pairing.issues
     if not found and recipes:  # one prefix is the cause of all that is missing and unclaimed
-        issues = list(foreign_prefix(weight_map, matched.ways, index.tensors)) or issues
+        issues = list(foreign_prefix(weight_map, matched.ways, tensors)) or issues
+    if pairing.refusal is not None:  # the cause of all else, or of nothing
+        issues = [pairing.refusal if issues else replace(pairing.refusal, severity="note")]
     pieces = sorted(resolution.pieces, key=lambda p: (str(p.info.file), p.info.offset))
     return LoadPlan(
         map_name=weight_map.name,
@@ -140,7 +148,7 @@ def plan_load(
         ties=tuple(resolution.ties),
         ignored=tuple(ignored),
         findings=(*index.findings, *_findings(issues)),
-        totals=_totals(index, parameters, resolution, ignored),
+        totals=_totals(index, tensors, parameters, resolution, ignored),
         constants=tuple(resolution.constants),
         dtypes=matched.dtypes,
         naming=naming,
@@ -149,11 +157,12 @@ def plan_load(
 
 def _totals(
     index: CheckpointIndex,
+    tensors: Mapping[str, TensorInfo],  # pairs joined
     parameters: ModelParameters,
     resolution: Resolution,
     ignored: list[IgnoredTensor],
 ) -> Totals:
-    covered = [index.tensors[name] for name in resolution.used]
+    covered = [info for name in resolution.used for info in tensors_of(tensors[name])]
     covered += [item.info for item in ignored]
     return Totals(
         tensors=len(index.tensors),

@@ -60,18 +60,19 @@ class SourceResolver:
         return self.out
 
     def _choose(self, choices: Sequence[Way]) -> Way:
-        """The first way that is there whole, else the first with any tensor, else the first."""
+        """The first way that is there whole, else the one with most sources, else the first."""
         if len(choices) == 1:
             return choices[0]
-        begun = None
+        best, most = choices[0], 0
         for way in choices:
             found = [self._found(recipe) for recipe in way.recipes]
             whole = (len(f) == len(r.names) for f, r in zip(found, way.recipes, strict=True))
             if all(whole):
                 return way
-            if begun is None and any(found):
-                begun = way
-        return begun or choices[0]
+            begun = sum(map(bool, found))
+            if begun > most:
+                best, most = way, begun
+        return best
 
     def _parameter(self, way: Way, choices: Sequence[Way]) -> None:
         if way.fill is not None:
@@ -175,6 +176,9 @@ class SourceResolver:
         message = f"the checkpoint has no {lacking}"
         for way in others:
             more = [self.naming.on_disk(recipe.pattern) for recipe in way.recipes]
+            more = [name for name in more if name not in names]
+            if not more:
+                continue
             places = range(len(names), len(names) + len(more))
             message += f", nor instead {', '.join(f'{{{n}}}' for n in places)}"
             names += tuple(more)

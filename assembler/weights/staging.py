@@ -10,6 +10,7 @@ import torch
 
 from assembler.weights.file_reader import FileReader
 from assembler.weights.gguf_dequant import DEQUANTIZERS, block_layout, dequantize
+from assembler.weights.quantized import QuantizedInfo
 from assembler.weights.tensor_data import TORCH_DTYPES
 from assembler.weights.tensor_info import TensorInfo
 
@@ -28,6 +29,8 @@ class Staging:
             A flat tensor, valid until the next read, and the number of its first value: whole
             blocks are read of quantised formats, which come out as float32.
         """
+        if isinstance(info, QuantizedInfo):
+            return self._read_pair(info, start, stop)
         values, nbytes = block_layout(info.dtype)
         first, last = start // values, -(-stop // values)
         size = (last - first) * nbytes
@@ -38,6 +41,20 @@ class Staging:
         floats = self._buffer("values", (last - first) * values * 4).view(torch.float32)
         dequantize(raw.numpy(), info.dtype, floats.numpy())
         return floats, first * values
+
+    def _read_pair(self, info: QuantizedInfo, start: int, stop: int) -> tuple[torch.Tensor, int]:
+        """`read` for values that have their scales in another tensor."""
+        part = info.decoder.covering(start, stop)
+        raw = []
+        for half, tensor, span in (
+            ("raw", info.values, part.value_bytes),
+            ("scales", info.scales, part.scale_bytes),
+        ):
+            raw.append(self._buffer(half, len(span)))
+            self.reader.read_into(memoryview(raw[-1].numpy()), tensor, span.start)
+        floats = self._buffer("values", part.count * 4).view(torch.float32)
+        info.decoder.decode(part, *raw, floats)
+        return floats, part.first
 
     def copy(self, place: torch.Tensor, values: torch.Tensor) -> None:
         """Store `values`, a view of what `read` gave, in a parameter."""

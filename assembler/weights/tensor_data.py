@@ -10,6 +10,7 @@ import torch
 
 from assembler.errors import CheckpointError
 from assembler.weights.gguf_dequant import DEQUANTIZERS, block_layout, dequantize
+from assembler.weights.quantized import QuantizedInfo
 from assembler.weights.tensor_info import TensorInfo
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
@@ -30,6 +31,10 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
 
 def check_readable(info: TensorInfo) -> None:
     """Raise CheckpointError for a type that is not supported, or a size that contradicts it."""
+    if isinstance(info, QuantizedInfo):
+        check_readable(info.values)
+        check_readable(info.scales)
+        return
     if info.dtype not in TORCH_DTYPES and info.dtype not in DEQUANTIZERS:
         raise CheckpointError(
             f"{info.file}: tensor '{info.name}' has the type {info.dtype}, which cannot be "
@@ -61,6 +66,8 @@ class MappedFiles:
 
         Raises CheckpointError for a type that is not supported and for bytes that are not there.
         """
+        if isinstance(info, QuantizedInfo):
+            return info.decoded(self.read(info.values), self.read(info.scales))
         check_readable(info)
         if info.numel == 0:
             return torch.empty(info.shape, dtype=TORCH_DTYPES.get(info.dtype, torch.float32))

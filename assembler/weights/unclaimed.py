@@ -22,6 +22,7 @@ class IgnoredTensor:
     info: TensorInfo
     reason: str
     where: str | None = None  # file:line of the map's entry; None: an override left it out
+    quantized: bool = False  # a half of a weight, or a scale: means nothing among plain weights
 
 
 def sort_unclaimed(

@@ -7,8 +7,8 @@ problem at once, each with file and line.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,9 +21,11 @@ from assembler.weights.map_rules import Rule, parse_rule
 from assembler.weights.map_scopes import Scope, flatten_scope, merge_scopes, read_scope
 from assembler.weights.naming import Naming, parse_prefixes
 from assembler.weights.pattern import parse_target
+from assembler.weights.quantization import Scheme, parse_quantization
+from assembler.weights.tp_entries import names_target, tp_hint
 from assembler.weights.yaml_marks import Marked, display_path, load_marked
 
-MAP_KEYS = ("extends", "prefixes", "config", "weights", "tp", "ignore")
+MAP_KEYS = ("extends", "prefixes", "quantization", "config", "weights", "tp", "ignore")
 SPLIT_KINDS = tuple(kind for kind in get_args(ShardKind) if kind != "replicated")
 
 # The folder of the shipped `weight_maps`, searched last.
@@ -40,17 +42,23 @@ class WeightMap:
     prefixes: tuple[Naming, ...]  # one that fits is chosen for each checkpoint
     ignore: tuple[Ignore, ...]
     config: Mapping[str, Field] | None  # GGUF maps only
+    quantization: Mapping[str, Scheme] = field(default_factory=dict)  # by quant_method
 
     def translate_config(self, metadata: Mapping[str, Any], tensors: Mapping) -> dict[str, Any]:
         """The config.json-like fields of a GGUF file with this metadata and these tensors."""
         return translate_config(self.config or {}, Header(metadata, tensors))
 
 
-def load_weight_map(name_or_path: str | Path, search_dirs: Sequence[str | Path] = ()) -> WeightMap:
+def load_weight_map(
+    name_or_path: str | Path,
+    search_dirs: Sequence[str | Path] = (),
+    modules: Collection[str] = (),
+) -> WeightMap:
     """Read a map by name (`llama`, `gguf/llama`) or by path (`./mine.yaml`).
 
     Args:
         search_dirs: folders that hold a `weight_maps` folder; the shipped maps come last.
+        modules: the paths of the model's modules, where there is a model: hints name those.
 
     Raises:
         WeightMapError: no such map, or everything that is wrong with it, one problem a line.
@@ -62,15 +70,16 @@ def load_weight_map(name_or_path: str | Path, search_dirs: Sequence[str | Path] 
     problems: list[str] = []
     rules = _rules(chain, problems)
     problems += [] if problems else rule_conflicts(rules)
-    rules = _with_tp(rules, chain, problems)
+    rules = _with_tp(rules, chain, problems, modules)
     ignore = _attempt(problems, parse_ignores, chain) or ()
     config = _attempt(problems, _config, chain)
+    quantization = _attempt(problems, parse_quantization, chain) or {}
     prefixes = _attempt(problems, parse_prefixes, chain, rules) or (Naming(),)
     if problems:
         raise WeightMapError("\n".join(problems))
     files = tuple(marked.path for marked in chain)
     name = str(name_or_path).removesuffix(".yaml")
-    return WeightMap(name, files, tuple(rules), prefixes, ignore, config)
+    return WeightMap(name, files, tuple(rules), prefixes, ignore, config, quantization)
 
 
 def _read_chain(name: str, roots: Sequence[Path]) -> list[Marked]:
@@ -123,7 +132,8 @@ def _check_top_level(marked: Marked) -> None:
                 f"{marked.where(key)}: unknown key '{key}'; a weight map has "
                 f"{', '.join(MAP_KEYS)}.{hint}"
             )
-    for key, kind in (("weights", dict), ("tp", dict), ("ignore", dict), ("prefixes", list)):
+    kinds = dict.fromkeys(("weights", "tp", "ignore", "quantization"), dict) | {"prefixes": list}
+    for key, kind in kinds.items():
         value = marked.data.get(key)
         if value is not None and not isinstance(value, kind):
             word = "mapping" if kind is dict else "list"
@@ -154,17 +164,18 @@ def _rules(chain: Sequence[Marked], problems: list[str]) -> list[Rule]:
     return [rule for rule in rules if rule is not None]
 
 
-def _with_tp(rules: list[Rule], chain: Sequence[Marked], problems: list[str]) -> list[Rule]:
+def _with_tp(
+    rules: list[Rule], chain: Sequence[Marked], problems: list[str], modules: Collection[str]
+) -> list[Rule]:
     """The rules with the split that the `tp` sections state for their targets."""
     entries = _attempt(problems, _tp_entries, chain)
     if not entries or problems:
         return rules
     split: dict[int, Rule] = {}
     for target, (kind, where, inherited) in entries.items():
-        matched = [n for n, rule in enumerate(rules) if _names(target, rule.target.form)]
+        matched = [n for n, rule in enumerate(rules) if names_target(target, rule.target.form)]
         if not matched and not inherited:
-            known = {rule.target.text.rpartition("}.")[2] for rule in rules}
-            hint = did_you_mean(target, known)
+            hint = tp_hint(target, rules, modules)
             problems.append(f"{where}: tp names '{target}', which no rule fills.{hint}")
         for n in matched:
             other = split.get(n)
@@ -199,13 +210,6 @@ def _tp_entries(chain: Sequence[Marked]) -> dict[str, tuple[ShardKind, str, bool
                 own[form] = (kind, where, marked is not chain[0])
         entries = {**own, **entries}
     return entries
-
-
-def _names(entry: str, target: str) -> bool:
-    """Whether a tp entry means a target: itself, a leaf of it, or without its `layers.{i}.`."""
-    if target == entry or target.startswith(f"{entry}."):
-        return True
-    return f"{{}}.{entry}." in f"{target}."
 
 
 def _config(chain: Sequence[Marked]) -> dict[str, Field] | None:

@@ -17,6 +17,7 @@ from assembler.weights.map_rules import Rule
 from assembler.weights.ops import Op, Shape
 from assembler.weights.pattern import PatternTree
 from assembler.weights.pieces import Piece
+from assembler.weights.quantized import loss_of
 from assembler.weights.weight_map import WeightMap
 
 
@@ -90,6 +91,7 @@ def _reasons(
 ) -> Iterable[tuple[str, bool]]:
     """Why a tensor is not what its pieces give back, and whether it is only rounding."""
     losses = [loss for piece in pieces for op in piece.ops if (loss := op.loss) is not None]
+    losses += filter(None, [loss_of(pieces[0].info)])
     for loss in dict.fromkeys(losses):
         yield f"loses {loss}", True
     covered = sum(share_read(piece.ops, piece.info.shape) for piece in pieces)

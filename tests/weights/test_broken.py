@@ -31,6 +31,7 @@ def table(name: str) -> dict[str, Case]:
 
 
 MAPS, MISFITS = table("maps"), table("misfits")
+QUANTIZED = table("quantized")
 CHECKPOINTS, FOLDERS, OPERATIONS = table("checkpoints"), table("folders"), table("operations")
 
 
@@ -105,6 +106,23 @@ def test_operations_that_do_not_fit(name: str, folder: Path):
     disk = {name: torch.zeros(shape, dtype=dtype) for name, shape in case["disk"].items()}
     weight_map, index = write_map(folder, case["map"]), save(folder, disk)
     assert_findings(plan_load(weight_map, several(layouts), index), case, folder)
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_quantised_checkpoints_that_do_not_fit(name: str, folder: Path):
+    case = QUANTIZED[name]
+    layouts = {path: ShardDim("replicated", tuple(shape)) for path, shape in case["model"].items()}
+    disk = {
+        name: torch.zeros(shape, dtype=getattr(torch, dtype))
+        for name, (dtype, *shape) in case["disk"].items()
+    }
+    weight_map = write_map(folder, case.get("map", "weights: {x: x}\n"))
+    save(folder, disk)
+    config = {"quantization_config": case["config"]} if "config" in case else {}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert_findings(
+        plan_load(weight_map, several(layouts), read_checkpoint_index(folder)), case, folder
+    )
 
 
 @pytest.mark.parametrize("name", FOLDERS)
