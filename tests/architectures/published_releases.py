@@ -1,8 +1,8 @@
 """The recorded releases of `tests/fixtures/published/`: config.json and headers, no weights.
 
 A file holds one well-known release as published: its config, its tensors folded over the layers
-(`{0-31}` stands for every layer), how many values the files hold in all and how many of them are
-the model's parameters, and where each of these facts comes from.
+(`{0-31}` stands for every layer, or every expert), how many values the files hold in all and how
+many of them are the model's parameters, and where each of these facts comes from.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ class Release:
 
     name: str
     release: str  # its id on the hub
+    conf: str  # the conf that its config must be detected as
+    refuses_ranks: tuple[int, ...]  # sizes of 2, 4, 8 over which its heads or rows do not divide
     config: Mapping[str, Any]
     tensors: Mapping[str, tuple[int, ...]]  # unfolded
     dtype: str
@@ -60,6 +62,8 @@ def read_release(name: str) -> Release:
     return Release(
         name=name,
         release=data["release"],
+        conf=data["conf"],
+        refuses_ranks=tuple(data.get("refuses_ranks", ())),
         config=data["config"],
         tensors=tensors,
         dtype=data["dtype"],
@@ -75,4 +79,4 @@ def _unfold(pattern: str) -> Iterator[str]:
         yield pattern
         return
     for index in range(int(match[1]), int(match[2]) + 1):
-        yield pattern[: match.start()] + str(index) + pattern[match.end() :]
+        yield from _unfold(pattern[: match.start()] + str(index) + pattern[match.end() :])
