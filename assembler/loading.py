@@ -31,6 +31,7 @@ from assembler.weights.index import CheckpointIndex, read_checkpoint_index
 from assembler.weights.override_hints import blame_overrides
 from assembler.weights.plan import LoadPlan, plan_load
 from assembler.weights.source import is_remote, resolve_checkpoint
+from assembler.weights.taken_back import blame_taken_back
 from assembler.weights.weight_map import WeightMap, load_weight_map
 
 
@@ -99,7 +100,8 @@ def assemble(
     if source.index is None or not weights:
         return Assembly(spec, model, source.path, source.config, source.index, None, None)
     hub_map = _hub_map(spec, conf, roots)
-    weight_map = load_weight_map(source.format_map or hub_map, roots)
+    modules = [path for path, _ in model.named_modules()]
+    weight_map = load_weight_map(source.format_map or hub_map, roots, modules)
     plan = _plan(weight_map, model, source.index, overrides)
     assembly = Assembly(
         spec=spec,
@@ -140,9 +142,10 @@ def _downloaded(assembly: Assembly) -> Assembly:
 def _plan(
     weight_map: WeightMap, model: nn.Module, index: CheckpointIndex, overrides: Sequence[str]
 ) -> LoadPlan:
-    """The plan, its findings in terms of the overrides that are behind them."""
+    """The plan, its findings in terms of the overrides and nulls that are behind them."""
     plan = plan_load(weight_map, model, index, cut=_cut(overrides))
-    return replace(plan, findings=tuple(blame_overrides(plan, overrides)))
+    findings = blame_taken_back(blame_overrides(plan, overrides), weight_map)
+    return replace(plan, findings=tuple(findings))
 
 
 def _cut(overrides: Sequence[str]) -> str | None:
