@@ -91,8 +91,9 @@ class ForwardContext:
     sequence_lengths: torch.Tensor
     paged: PagedBatch | None = None
     attention: AttentionBackend | None = None
-    # One (key, value) pair an attention block, each [pages, page_size, kv_heads, head_dim].
-    kv_caches: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()
+    # A (keys, values) pair for each attention block, each [pages, page_size, kv_heads, head_dim]
+    # (see `CacheSpec`).
+    kv_caches: Sequence[tuple[torch.Tensor, torch.Tensor | None]] = ()
     logit_rows: torch.Tensor | None = None  # rows of [T] whose logits are wanted; None means all
     # Results that several blocks of one pass share (RoPE cos/sin), keyed by all they depend on
     # besides the pass. It lives as long as the pass.
@@ -118,5 +119,16 @@ class CacheSpec:
     """The KV memory one attention block needs, per token and rank."""
 
     num_kv_heads: int
-    head_dim: int
-    window: int | None = None  # keys further back than this are never read
+    head_dim: int  # of the keys
+    window: int | None = None  # keys this far back or further are never read
+    value_dim: int | None = None  # of the values; None: as of the keys
+    # The values are a part of the keys and take no memory of their own (latent attention): the
+    # block's pair in `ForwardContext.kv_caches` is (keys, None).
+    latent: bool = False
+
+    @property
+    def stored_value_dim(self) -> int:
+        """Numbers a token and head that the values take besides the keys."""
+        if self.latent:
+            return 0
+        return self.head_dim if self.value_dim is None else self.value_dim

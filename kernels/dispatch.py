@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 import torch
 
 from assembler.errors import OptionError, did_you_mean
+from assembler.kernels.attention_options import AttentionOptions
 from assembler.kernels.paged_attention_torch import GatherBuffers, paged_attention_torch
 from assembler.kernels.paged_batch import PagedBatch
 from assembler.kernels.store_kv_torch import store_kv_torch
@@ -25,25 +26,28 @@ class AttentionBackend(Protocol):
     def store_kv(
         self,
         k: torch.Tensor,
-        v: torch.Tensor,
+        v: torch.Tensor | None,
         k_cache: torch.Tensor,
-        v_cache: torch.Tensor,
+        v_cache: torch.Tensor | None,
         slot_mapping: torch.Tensor,
     ) -> None:
-        """Write k [T, K, D] and v [T, K, Dv] at `slot_mapping` [T] (int64; -1: not stored)."""
+        """Write k [T, K, D] and v [T, K, Dv] at `slot_mapping` [T] (int64; -1: not stored).
+
+        In a latent cache the values are a part of the keys: v and v_cache are None.
+        """
 
     def attend(
         self,
         q: torch.Tensor,
         k_cache: torch.Tensor,
-        v_cache: torch.Tensor,
+        v_cache: torch.Tensor | None,
         batch: PagedBatch,
-        *,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
+        options: AttentionOptions,
     ) -> torch.Tensor:
-        """Attention of q [T, H, D] over what the caches hold -> [T, H, Dv]."""
+        """Attention of q [T, H, D] over what the caches hold -> [T, H, Dv].
+
+        In a latent cache v_cache is None, and `options.value_dim` is Dv.
+        """
 
 
 class TorchAttention:

@@ -7,7 +7,7 @@ together, and so are prefilling ones of equal query length: the work is a loop o
 sequences, never over sequences.
 
 Which sequences go together, their slots and their masks are alike for all layers of a step (that
-have the same window); they are worked out once and kept on the `PagedBatch`.
+see the same keys); they are worked out once and kept on the `PagedBatch`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from dataclasses import dataclass
 
 import torch
 
-from assembler.kernels.dense_attention import grouped_attention
+from assembler.kernels.attention_mask import visible_keys
+from assembler.kernels.attention_options import AttentionOptions
+from assembler.kernels.dense_attention import biased_attention, grouped_attention, needs_logits
 from assembler.kernels.paged_batch import PagedBatch
 
 # Keys (padding included) gathered at a time: larger gathers fall out of the CPU's caches.
@@ -29,15 +31,17 @@ class _Group:
     """Sequences of one query length, attended together: S of them, L query and N key tokens each.
 
     Key j of sequence s is the token at position first[s] + j of its context, first[s] being the
-    first one that its window lets any of its queries see. Sequences with fewer than N keys are
-    padded with their own last token, so that nothing unwritten is ever read (0 * NaN is NaN), and
-    `mask` hides the padding.
+    first one that any of its queries may see. Sequences with fewer than N keys are padded with
+    their own last token, so that nothing unwritten is ever read (0 * NaN is NaN), and `mask` and
+    `keys` hide the padding. Under sinks every sequence is given one more of them.
     """
 
     rows: torch.Tensor | None  # [S * L] int64 rows of q; None: all of them in order
     slots: torch.Tensor  # [S * N] int64 slots of the cache
     size: int  # S
-    mask: torch.Tensor | None  # [S, L, N] bool, True where a query sees a key
+    queries: torch.Tensor  # [S, L] positions
+    keys: torch.Tensor  # [S, N] positions; behind the last query's where they are padding
+    mask: torch.Tensor | None  # [S, 1, L, N] bool, True where a query sees a key
     causal: bool  # query i sees keys 0..i, no mask needed
 
 
@@ -74,12 +78,10 @@ class GatherBuffers:
 def paged_attention_torch(
     q: torch.Tensor,
     k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
+    v_cache: torch.Tensor | None,
     batch: PagedBatch,
+    options: AttentionOptions,
     *,
-    scale: float,
-    window: int | None = None,
-    softcap: float | None = None,
     buffers: GatherBuffers | None = None,
 ) -> torch.Tensor:
     """Causal attention of each sequence's query tokens over what its pages hold.
@@ -87,9 +89,9 @@ def paged_attention_torch(
     Args:
         q: [T, H, D], the query tokens of all sequences in a row; their keys are stored already.
         k_cache: [P, page_size, K, D], contiguous.
-        v_cache: [P, page_size, K, Dv], contiguous.
+        v_cache: [P, page_size, K, Dv], contiguous; None under `options.value_dim`.
         batch: which rows and pages belong to which sequence.
-        scale, window, softcap: as in `dense_attention`.
+        options: scale and all that attention may do besides.
         buffers: memory to gather into, from an earlier call.
 
     Returns:
@@ -97,46 +99,67 @@ def paged_attention_torch(
     """
     buffers = buffers or GatherBuffers()
     page_size = k_cache.shape[1]
+    sight = _Sight(options.window, options.chunk, options.sinks is not None)
     groups = batch.once(
-        (paged_attention_torch, page_size, window),
+        (paged_attention_torch, page_size, sight),
         lambda: [
-            _make_group(batch, sequences, query_len, page_size, window)
-            for query_len, sequences in _sequences_by_group(batch, window)
+            _make_group(batch, sequences, query_len, page_size, sight)
+            for query_len, sequences in _sequences_by_group(batch, sight)
         ],
     )
 
     def attend(group: _Group) -> torch.Tensor:
         q_rows = q if group.rows is None else q.index_select(0, group.rows)
-        return grouped_attention(
-            q_rows.view(group.size, -1, *q.shape[1:]),
-            buffers.gather("k", k_cache, group.slots, group.size),
-            buffers.gather("v", v_cache, group.slots, group.size),
-            scale=scale,
-            mask=group.mask,
-            causal=group.causal,
-            softcap=softcap,
-        ).flatten(0, 1)
+        q_rows = q_rows.unflatten(0, (group.size, -1))
+        k = buffers.gather("k", k_cache, group.slots, group.size)
+        v = None if v_cache is None else buffers.gather("v", v_cache, group.slots, group.size)
+        if sight.sink:
+            for gathered in (k, v):
+                if gathered is not None:
+                    gathered[:, -1] = 0
+        if needs_logits(options):
+            out = biased_attention(q_rows, k, v, options, group.queries, group.keys)
+        else:
+            out = grouped_attention(q_rows, k, v, options, mask=group.mask, causal=group.causal)
+        return out.flatten(0, 1)
 
     if len(groups) == 1 and groups[0].rows is None:
         return attend(groups[0])
-    out = q.new_zeros(*q.shape[:2], v_cache.shape[3])
+    out = q.new_zeros(*q.shape[:2], options.value_dim or v_cache.shape[3])
     for group in groups:
         out.index_copy_(0, group.rows, attend(group))
     return out
 
 
-def _sequences_by_group(batch: PagedBatch, window: int | None) -> Iterator[tuple[int, list[int]]]:
+@dataclass(frozen=True)
+class _Sight:
+    """Which keys layers read: those of one step that see the same share their groups."""
+
+    window: int | None
+    chunk: int | None
+    sink: bool  # one more key a sequence
+
+    def first(self, query: torch.Tensor) -> torch.Tensor:
+        """The first key that queries at these positions see."""
+        first = torch.zeros_like(query)
+        if self.window is not None:
+            first = first.maximum(query - self.window + 1)
+        if self.chunk is not None:
+            first = first.maximum(query - query % self.chunk)
+        return first
+
+
+def _sequences_by_group(batch: PagedBatch, sight: _Sight) -> Iterator[tuple[int, list[int]]]:
     """Yield (query length, its sequences in ascending order); sequences of no query are in none.
 
     Sequences are taken by the number of keys they read, so that those padded to a common length
     differ little when they do not all fit into one group.
     """
-    query_lens = batch.cu_seqlens_q.diff().tolist()
-    key_counts = [
-        context if window is None else min(context, query_len + window - 1)
-        for query_len, context in zip(query_lens, batch.context_lens.tolist(), strict=True)
-    ]
-    ascending = sorted(zip(query_lens, key_counts, range(len(query_lens)), strict=True))
+    query_lens = batch.cu_seqlens_q.diff()
+    key_counts = batch.context_lens - sight.first(batch.context_lens - query_lens)
+    ascending = sorted(
+        zip(query_lens.tolist(), key_counts.tolist(), range(len(query_lens)), strict=True)
+    )
     group: list[int] = []
     group_query_len = 0
     for query_len, key_count, sequence in ascending:
@@ -152,32 +175,32 @@ def _sequences_by_group(batch: PagedBatch, window: int | None) -> Iterator[tuple
 
 
 def _make_group(
-    batch: PagedBatch, sequences: list[int], query_len: int, page_size: int, window: int | None
+    batch: PagedBatch, sequences: list[int], query_len: int, page_size: int, sight: _Sight
 ) -> _Group:
     """Lay out `sequences`, which all have `query_len` query tokens, for attention in one go."""
     device = batch.page_table.device
     chosen = torch.tensor(sequences, device=device)
     context = batch.context_lens[chosen].long()[:, None]  # [S, 1]
-    queries = context - query_len + torch.arange(query_len, device=device)  # [S, L] positions
-    first = torch.zeros_like(context) if window is None else (queries[:, :1] - window + 1).relu()
+    queries = context - query_len + torch.arange(query_len, device=device)  # [S, L]
+    first = sight.first(queries[:, :1])
     num_keys = int((context - first).max())
-    keys = first + torch.arange(num_keys, device=device)  # [S, N] positions
-    stored = keys.minimum(context - 1)
+    keys = first + torch.arange(num_keys, device=device)  # [S, N]
+    gathered = first + torch.arange(num_keys + sight.sink, device=device)
+    stored = gathered.minimum(context - 1)
     pages = batch.page_table[chosen].gather(1, stored // page_size)
     slots = pages.long() * page_size + stored % page_size
 
     rows = batch.cu_seqlens_q[chosen].long()[:, None] + torch.arange(query_len, device=device)
     covers_all = len(sequences) * query_len == batch.slot_mapping.shape[0]
+    visible = visible_keys(queries, keys, sight.window, sight.chunk)
     causal = query_len > 1 and bool((context == query_len).all())
-    causal = causal and (window is None or query_len <= window)
-    mask = None
-    if not causal:
-        distance = queries[:, :, None] - keys[:, None, :]
-        mask = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+    causal = causal and bool((visible.sum(2) == queries + 1).all())
     return _Group(
         rows=None if covers_all else rows.flatten(),
         slots=slots.flatten(),
         size=len(sequences),
-        mask=None if mask is None or bool(mask.all()) else mask,
+        queries=queries,
+        keys=keys,
+        mask=None if causal or bool(visible.all()) else visible[:, None],
         causal=causal,
     )

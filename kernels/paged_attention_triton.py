@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from assembler.kernels.attention_options import AttentionOptions
 from assembler.kernels.paged_attention_tiling import choose_splits, choose_tiling
 from assembler.kernels.paged_batch import PagedBatch
 
@@ -182,12 +183,10 @@ def _splits_to_fill(
 def paged_attention_triton(
     q: torch.Tensor,
     k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
+    v_cache: torch.Tensor | None,
     batch: PagedBatch,
+    options: AttentionOptions,
     *,
-    scale: float,
-    window: int | None = None,
-    softcap: float | None = None,
     splits: int | None = None,
 ) -> torch.Tensor:
     """Causal attention of each sequence's query tokens over what its pages hold -> [T, H, Dv].
@@ -195,6 +194,7 @@ def paged_attention_triton(
     Arguments as in `paged_attention_torch`; the last dim of q must be contiguous. `splits` (a power
     of two) is how many parts each context is cut into, by default as many as fill the device.
     """
+    assert options.chunk is options.sinks is options.alibi_slopes is options.value_dim is None
     assert q.stride(2) == 1, q.stride()
     assert k_cache.is_contiguous() and v_cache.is_contiguous()
     num_tokens, num_heads, head_dim = q.shape
@@ -205,7 +205,7 @@ def paged_attention_triton(
         return out
     tiling = choose_tiling(group, head_dim, head_dim_v, q.element_size(), batch.max_seqlen_q)
     if splits is None:
-        splits = _splits_to_fill(q.device, batch, num_kv_heads, window)
+        splits = _splits_to_fill(q.device, batch, num_kv_heads, options.reach)
     partial, lse = out, out
     if splits > 1:
         partial = out.new_empty(num_tokens, num_heads, splits, head_dim_v, dtype=torch.float32)
@@ -220,7 +220,7 @@ def paged_attention_triton(
         batch.page_table,
         batch.cu_seqlens_q,
         batch.context_lens,
-        scale,
+        options.scale,
         q.stride(0),
         q.stride(1),
         batch.page_table.stride(0),
@@ -229,8 +229,8 @@ def paged_attention_triton(
         HEAD_DIM=head_dim,
         HEAD_DIM_V=head_dim_v,
         PAGE_SIZE=page_size,
-        WINDOW=window or 0,
-        SOFTCAP=softcap or 0.0,
+        WINDOW=options.window or 0,
+        SOFTCAP=options.softcap or 0.0,
         # Triton's interpreter takes the bits of a bfloat16 for an integer in tl.dot.
         WIDEN=triton.knobs.runtime.interpret and q.dtype == torch.bfloat16,
         SPLITS=splits,

@@ -11,7 +11,8 @@ from torch import nn
 from assembler.blocks.context import CacheSpec
 from assembler.errors import OptionError
 
-KVCache = tuple[torch.Tensor, torch.Tensor]  # keys and values, each [P, page_size, K, D]
+# Keys [P, page_size, K, D] and values [P, page_size, K, Dv]; no values in a latent cache.
+KVCache = tuple[torch.Tensor, torch.Tensor | None]
 
 _GPU_SHARE = 0.9  # of the memory that is free once the weights are there
 _HOST_SHARE = 0.25  # of the physical memory, which other programs use too
@@ -28,7 +29,8 @@ def cache_specs(model: nn.Module) -> list[CacheSpec]:
 
 def bytes_per_page(specs: Sequence[CacheSpec], page_size: int, dtype: torch.dtype) -> int:
     """Bytes one page of `page_size` tokens takes over all attention blocks, keys and values."""
-    return sum(2 * page_size * s.num_kv_heads * s.head_dim for s in specs) * dtype.itemsize
+    numbers = sum(s.num_kv_heads * (s.head_dim + s.stored_value_dim) for s in specs)
+    return numbers * page_size * dtype.itemsize
 
 
 def default_cache_bytes(device: torch.device) -> int:
@@ -70,7 +72,9 @@ def allocate_kv_caches(
     device: torch.device,
     dtype: torch.dtype,
 ) -> list[KVCache]:
-    """Keys and values, [num_pages, page_size, num_kv_heads, head_dim] each, for each spec.
+    """Keys and values for each spec, [num_pages, page_size, num_kv_heads, width of either].
+
+    The values of a latent cache lie in its keys; in their place stands None.
 
     They are not filled with zeros: attention reads only what was written, and the host commits
     memory when it is first written.
@@ -78,14 +82,15 @@ def allocate_kv_caches(
     Raises:
         OptionError: there is not that much memory.
     """
-    shapes = [(num_pages, page_size, s.num_kv_heads, s.head_dim) for s in specs]
+
+    def allocate(spec: CacheSpec, width: int) -> torch.Tensor:
+        shape = (num_pages, page_size, spec.num_kv_heads, width)
+        return torch.empty(shape, device=device, dtype=dtype)
+
     try:
         return [
-            (
-                torch.empty(shape, device=device, dtype=dtype),
-                torch.empty(shape, device=device, dtype=dtype),
-            )
-            for shape in shapes
+            (allocate(s, s.head_dim), None if s.latent else allocate(s, s.stored_value_dim))
+            for s in specs
         ]
     except RuntimeError as error:  # what torch raises when it is out of memory
         total = num_pages * bytes_per_page(specs, page_size, dtype)

@@ -9,6 +9,7 @@ from torch import nn
 
 from assembler.blocks.context import CacheSpec, ForwardContext
 from assembler.engine.sampling_params import SamplingParams
+from assembler.kernels.attention_options import AttentionOptions
 from assembler.kernels.dispatch import attention_backend
 
 HIDDEN, HEADS, KV_HEADS, DIM = 24, 4, 2, 6
@@ -32,9 +33,7 @@ class PagedAttention(nn.Module):
         k, v = self.kv(x).view(-1, 2, KV_HEADS, DIM).unbind(1)
         caches = ctx.kv_caches[self.cache_index]
         ctx.attention.store_kv(k, v, *caches, ctx.paged.slot_mapping)
-        out = ctx.attention.attend(
-            q, *caches, ctx.paged, scale=DIM**-0.5, window=None, softcap=None
-        )
+        out = ctx.attention.attend(q, *caches, ctx.paged, AttentionOptions(DIM**-0.5))
         return x + self.o(out.flatten(1))
 
     def reference(self, x: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from assembler.kernels import grouped_mlp_triton, paged_attention_triton, store_kv_triton
+from assembler.kernels.attention_options import AttentionOptions
 from assembler.kernels.expert_weights import ExpertWeights, Gating
 from assembler.kernels.paged_batch import PagedBatch
 
@@ -75,9 +76,8 @@ def record_attention(query_lens, dtype, head_dim, heads, splits=1, **options):
             torch.empty(sum(query_lens), heads, head_dim, dtype=dtype),
             *caches,
             batch,
-            scale=0.1,
+            AttentionOptions(scale=0.1, **options),
             splits=splits,
-            **options,
         )
     finally:
         paged_attention_triton.paged_attention_kernel = real[0]

@@ -10,24 +10,45 @@ from dataclasses import dataclass
 
 import torch
 
+from assembler.kernels.attention_options import AttentionOptions
 from assembler.kernels.paged_batch import PagedBatch
 
 
-def attend_token(q_HD, keys_NKD, values_NKD, *, scale, window=None, softcap=None):
+def attend_token(q_HD, keys_NKD, values_NKD, options):
     """The query of the last of N tokens over those tokens -> [H, Dv] float64."""
     num_tokens, num_kv_heads, _ = keys_NKD.shape
-    first = 0 if window is None else max(0, num_tokens - window)
+    place = num_tokens - 1
+    seen = [n for n in range(num_tokens) if sees(place, n, options)]
     heads = []
     for head, query in enumerate(q_HD.double()):
         kv_head = head // (q_HD.shape[0] // num_kv_heads)
-        logits = [float(query @ key) * scale for key in keys_NKD[first:, kv_head].double()]
-        if softcap is not None:
-            logits = [softcap * math.tanh(logit / softcap) for logit in logits]
-        weights = [math.exp(logit - max(logits)) for logit in logits]
-        values = values_NKD[first:, kv_head].double()
-        weighted = [weight * value for weight, value in zip(weights, values, strict=True)]
+        logits = [float(query @ keys_NKD[n, kv_head].double()) * options.scale for n in seen]
+        if options.softcap is not None:
+            logits = [options.softcap * math.tanh(logit / options.softcap) for logit in logits]
+        if options.alibi_slopes is not None:
+            biases = (alibi(options.alibi_slopes[head], n, options) for n in seen)
+            logits = [logit + bias for logit, bias in zip(logits, biases, strict=True)]
+        sink = [] if options.sinks is None else [float(options.sinks[head])]
+        weights = [math.exp(logit - max(logits + sink)) for logit in logits + sink]
+        values = values_NKD[seen, kv_head].double()
+        weighted = [weight * value for weight, value in zip(weights, values, strict=bool(not sink))]
         heads.append(torch.stack(weighted).sum(0) / sum(weights))
     return torch.stack(heads)
+
+
+def sees(query, key, options):
+    """Whether the query at one position sees the key at another that is not later."""
+    if options.window is not None and query - key >= options.window:
+        return False
+    return options.chunk is None or query // options.chunk == key // options.chunk
+
+
+def alibi(slope, position, options):
+    """The bias of a key, by its absolute position."""
+    if not options.alibi_rounded:
+        return float(slope) * position
+    product = slope.bfloat16() * torch.tensor(position).bfloat16()
+    return float(product) * options.scale
 
 
 @dataclass
@@ -36,12 +57,12 @@ class PagedStep:
 
     q: torch.Tensor  # [T, H, D]
     k_cache: torch.Tensor  # [P, page_size, K, D]
-    v_cache: torch.Tensor  # [P, page_size, K, Dv]
+    v_cache: torch.Tensor | None  # [P, page_size, K, Dv]
     batch: PagedBatch
     keys: list[torch.Tensor]  # a sequence each, [context, K, D]
     values: list[torch.Tensor]  # a sequence each, [context, K, Dv]
 
-    def expected(self, **options) -> torch.Tensor:
+    def expected(self, options: AttentionOptions) -> torch.Tensor:
         """What attention must give, [T, H, Dv] float64."""
         out = []
         starts = self.batch.cu_seqlens_q.tolist()
@@ -49,7 +70,7 @@ class PagedStep:
             query_len = starts[s + 1] - starts[s]
             for i, query in enumerate(self.q[starts[s] : starts[s + 1]]):
                 seen = len(keys) - query_len + i + 1
-                out.append(attend_token(query, keys[:seen], values[:seen], **options))
+                out.append(attend_token(query, keys[:seen], values[:seen], options))
         return torch.stack(out)
 
 
@@ -61,15 +82,19 @@ def make_step(
     kv_heads: int = 2,
     head_dim: int = 16,
     head_dim_v: int | None = None,
+    latent: bool = False,
     page_size: int = 4,
     window: int | None = None,
+    chunk: int | None = None,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> PagedStep:
     """A random step whose sequences lie in shuffled pages of a cache that is NaN elsewhere.
 
-    With a window, tokens too old for every query of their sequence are NaN as well.
+    With a window or chunks, tokens that no query of their sequence sees are NaN as well. In a
+    latent cache the values are the first `head_dim_v` numbers of the keys.
     """
+    sight = AttentionOptions(scale=1.0, window=window, chunk=chunk)
     random = torch.Generator().manual_seed(seed)
 
     def randn(*shape):
@@ -87,9 +112,11 @@ def make_step(
         pages = [shuffled.pop() for _ in range(pages_of[s])]
         page_table[s, : len(pages)] = torch.tensor(pages, dtype=torch.int32)
         keys.append(randn(context, kv_heads, head_dim))
-        values.append(randn(context, kv_heads, head_dim_v))
-        readable_from = 0 if window is None else max(0, context - query_len - window + 1)
-        for t in range(readable_from, context):
+        drawn = randn(context, kv_heads, head_dim_v)
+        values.append(keys[s][..., :head_dim_v] if latent else drawn)
+        for t in range(context):
+            if not any(sees(query, t, sight) for query in range(context - query_len, context)):
+                continue
             k_cache[pages[t // page_size], t % page_size] = keys[s][t]
             v_cache[pages[t // page_size], t % page_size] = values[s][t]
         slots += [
@@ -105,4 +132,4 @@ def make_step(
         max_context_len=max(context_lens),
     )
     q = randn(sum(query_lens), heads, head_dim)
-    return PagedStep(q, k_cache, v_cache, batch, keys, values)
+    return PagedStep(q, k_cache, None if latent else v_cache, batch, keys, values)

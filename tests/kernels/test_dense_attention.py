@@ -6,7 +6,8 @@ import pytest
 import torch
 from naive_attention import attend_token
 
-from assembler.kernels.dense_attention import dense_attention, grouped_attention
+from assembler.kernels.attention_options import AttentionOptions
+from assembler.kernels.dense_attention import biased_attention, dense_attention
 
 
 def random_qkv(length, heads, kv_heads, head_dim, head_dim_v=None, dtype=torch.float32, batch=2):
@@ -15,11 +16,11 @@ def random_qkv(length, heads, kv_heads, head_dim, head_dim_v=None, dtype=torch.f
     return [torch.randn(batch, length, *shape, generator=random).to(dtype) for shape in shapes]
 
 
-def expected_dense(q, k, v, **options):
+def expected_dense(q, k, v, options):
     return torch.stack(
         [
             torch.stack(
-                [attend_token(q[b, i], k[b, : i + 1], v[b, : i + 1], **options) for i in range(n)]
+                [attend_token(q[b, i], k[b, : i + 1], v[b, : i + 1], options) for i in range(n)]
             )
             for b, n in enumerate([q.shape[1]] * q.shape[0])
         ]
@@ -31,20 +32,19 @@ def expected_dense(q, k, v, **options):
 @pytest.mark.parametrize(("heads", "kv_heads"), [(3, 3), (6, 2), (8, 1)])
 def test_equals_the_definition(heads, kv_heads, window, softcap):
     q, k, v = random_qkv(11, heads, kv_heads, 16)
-    options = {"scale": 0.3, "window": window, "softcap": softcap}
-    got = dense_attention(q, k, v, **options)
+    options = AttentionOptions(scale=0.3, window=window, softcap=softcap)
+    got = dense_attention(q, k, v, options)
     assert got.shape == (2, 11, heads, 16) and got.dtype == torch.float32
-    torch.testing.assert_close(
-        got.double(), expected_dense(q, k, v, **options), atol=2e-6, rtol=1e-5
-    )
+    torch.testing.assert_close(got.double(), expected_dense(q, k, v, options), atol=2e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("softcap", [None, 2.5])
 @pytest.mark.parametrize(("length", "head_dim", "head_dim_v"), [(1, 16, 16), (7, 24, 16)])
 def test_single_tokens_and_values_of_another_width(length, head_dim, head_dim_v, softcap):
     q, k, v = random_qkv(length, 4, 2, head_dim, head_dim_v)
-    got = dense_attention(q, k, v, scale=0.2, softcap=softcap)
-    want = expected_dense(q, k, v, scale=0.2, softcap=softcap)
+    options = AttentionOptions(scale=0.2, softcap=softcap)
+    got = dense_attention(q, k, v, options)
+    want = expected_dense(q, k, v, options)
     torch.testing.assert_close(got.double(), want, atol=2e-6, rtol=1e-5)
 
 
@@ -52,9 +52,10 @@ def test_single_tokens_and_values_of_another_width(length, head_dim, head_dim_v,
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_keeps_its_dtype_and_a_precise_softmax(dtype, softcap):
     q, k, v = random_qkv(33, 4, 2, 32, dtype=dtype)
-    got = dense_attention(q, k, v, scale=0.3, softcap=softcap)
+    options = AttentionOptions(scale=0.3, softcap=softcap)
+    got = dense_attention(q, k, v, options)
     assert got.dtype == dtype
-    want = expected_dense(q, k, v, scale=0.3, softcap=softcap)
+    want = expected_dense(q, k, v, options)
     ulp = torch.finfo(dtype).eps
     torch.testing.assert_close(got.double(), want, atol=4 * ulp, rtol=2 * ulp)
 
@@ -64,8 +65,10 @@ def test_half_precision_keeps_its_dtype_and_a_precise_softmax(dtype, softcap):
 def test_gradients_match_finite_differences(window, softcap):
     inputs = [t[:1].double().requires_grad_() for t in random_qkv(5, 4, 2, 4)]
 
+    options = AttentionOptions(scale=0.5, window=window, softcap=softcap)
+
     def attention(q, k, v):
-        return dense_attention(q, k, v, scale=0.5, window=window, softcap=softcap)
+        return dense_attention(q, k, v, options)
 
     assert torch.autograd.gradcheck(attention, inputs)
 
@@ -75,7 +78,7 @@ def test_float32_gradients_of_grouped_heads_equal_those_in_float64():
     gradients = {}
     for dtype in (torch.float32, torch.float64):
         leaves = [t.to(dtype, copy=True).requires_grad_() for t in inputs]
-        out = dense_attention(*leaves, scale=0.3)
+        out = dense_attention(*leaves, AttentionOptions(scale=0.3))
         (out * torch.arange(out.numel(), dtype=dtype).view_as(out).sin()).sum().backward()
         gradients[dtype] = [leaf.grad.double() for leaf in leaves]
     torch.testing.assert_close(
@@ -83,14 +86,14 @@ def test_float32_gradients_of_grouped_heads_equal_those_in_float64():
     )
 
 
-def test_a_mask_is_per_sequence_and_per_query():
+def test_positions_are_per_sequence():
     q, k, v = random_qkv(6, 4, 2, 16)
-    mask = torch.rand(2, 6, 6, generator=torch.Generator().manual_seed(1)) > 0.4
-    mask[..., 2] = True
-    for softcap in (None, 3.0):
-        got = grouped_attention(q, k, v, scale=0.3, mask=mask, softcap=softcap)
+    keys = torch.tensor([[0, 1, 2, 3, 4, 5], [3, 4, 5, 6, 7, 8]])
+    queries = torch.tensor([[5, 3, 4], [4, 8, 6]])
+    for options in (AttentionOptions(scale=0.3, softcap=3.0), AttentionOptions(scale=0.3)):
+        got = biased_attention(q[:, :3], k, v, options, queries, keys)
         for b in range(2):
-            for i in range(6):
-                seen = mask[b, i]
-                want = attend_token(q[b, i], k[b, seen], v[b, seen], scale=0.3, softcap=softcap)
+            for i in range(3):
+                seen = keys[b] <= queries[b, i]
+                want = attend_token(q[b, i], k[b, seen], v[b, seen], options)
                 torch.testing.assert_close(got[b, i].double(), want, atol=2e-6, rtol=1e-5)

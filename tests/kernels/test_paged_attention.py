@@ -6,6 +6,7 @@ import pytest
 import torch
 from naive_attention import make_step
 
+from assembler.kernels.attention_options import AttentionOptions
 from assembler.kernels.dispatch import attention_backend
 from assembler.kernels.paged_attention_torch import MAX_KEYS_PER_GROUP, paged_attention_torch
 
@@ -18,14 +19,12 @@ def backend(request):
     return attention_backend(request.param, "cpu")
 
 
-def check(backend, step, *, scale=0.3, window=None, softcap=None, ulps=16):
-    options = {"scale": scale, "window": window, "softcap": softcap}
-    got = backend.attend(step.q, step.k_cache, step.v_cache, step.batch, **options)
+def check(backend, step, *, scale=0.3, ulps=16, **more):
+    options = AttentionOptions(scale=scale, **more)
+    got = backend.attend(step.q, step.k_cache, step.v_cache, step.batch, options)
     assert got.dtype == step.q.dtype
     tolerance = ulps * torch.finfo(step.q.dtype).eps
-    torch.testing.assert_close(
-        got.double(), step.expected(**options), atol=tolerance, rtol=tolerance
-    )
+    torch.testing.assert_close(got.double(), step.expected(options), atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize("shape", [MIXED, DECODE], ids=["mixed", "decode"])
@@ -77,13 +76,13 @@ def test_contexts_of_many_tiles(backend):
 def test_a_prompt_in_chunks_equals_the_prompt_at_once(backend):
     """The queries of a chunk are the last of its context, whatever the chunks were."""
     whole = make_step([14], [14])
-    options = {"scale": 0.3, "window": None, "softcap": None}
-    at_once = backend.attend(whole.q, whole.k_cache, whole.v_cache, whole.batch, **options)
+    options = AttentionOptions(scale=0.3)
+    at_once = backend.attend(whole.q, whole.k_cache, whole.v_cache, whole.batch, options)
     for start, end in ((0, 5), (5, 6), (6, 14)):
         step = make_step([end - start], [end])
         step.batch.page_table[:] = whole.batch.page_table[:, : step.batch.page_table.shape[1]]
         chunk = backend.attend(
-            whole.q[start:end], whole.k_cache, whole.v_cache, step.batch, **options
+            whole.q[start:end], whole.k_cache, whole.v_cache, step.batch, options
         )
         torch.testing.assert_close(chunk, at_once[start:end], atol=1e-6, rtol=1e-5)
 
@@ -108,9 +107,8 @@ def test_queries_may_be_a_slice_of_a_fused_projection(backend):
 def test_no_tokens_at_all(backend):
     step = make_step([1], [3])
     step.batch.cu_seqlens_q[1] = 0
-    out = backend.attend(
-        step.q[:0], step.k_cache, step.v_cache, step.batch, scale=1.0, window=None, softcap=None
-    )
+    options = AttentionOptions(scale=1.0)
+    out = backend.attend(step.q[:0], step.k_cache, step.v_cache, step.batch, options)
     assert out.shape == (0, 4, 16)
 
 
@@ -120,18 +118,18 @@ def test_split_contexts_merge_to_the_whole(splits, window):
     from assembler.kernels.paged_attention_triton import paged_attention_triton
 
     step = make_step([1, 1, 1], [1, 300, 190], heads=6, page_size=16, window=window)
-    options = {"scale": 0.3, "window": window, "softcap": None}
+    options = AttentionOptions(scale=0.3, window=window)
     got = paged_attention_triton(
-        step.q, step.k_cache, step.v_cache, step.batch, **options, splits=splits
+        step.q, step.k_cache, step.v_cache, step.batch, options, splits=splits
     )
-    torch.testing.assert_close(got.double(), step.expected(**options), atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(got.double(), step.expected(options), atol=2e-6, rtol=1e-5)
 
 
 def test_decode_beyond_one_group_is_attended_in_several():
     contexts = [MAX_KEYS_PER_GROUP // 2 + 1, 3, MAX_KEYS_PER_GROUP // 2 + 2, 50]
     step = make_step([1] * 4, contexts, heads=1, kv_heads=1, page_size=256)
-    options = {"scale": 0.3, "window": None, "softcap": None}
-    got = paged_attention_torch(step.q, step.k_cache, step.v_cache, step.batch, **options)
+    options = AttentionOptions(scale=0.3)
+    got = paged_attention_torch(step.q, step.k_cache, step.v_cache, step.batch, options)
     (groups,) = step.batch.derived.values()
     assert [group.size for group in groups] == [2, 1, 1]
     for s in range(4):
@@ -143,9 +141,8 @@ def test_decode_beyond_one_group_is_attended_in_several():
 def test_layers_of_a_step_share_the_index_tables():
     step = make_step(**MIXED)
     for window in (None, 4, None, 4):
-        paged_attention_torch(
-            step.q, step.k_cache, step.v_cache, step.batch, scale=1.0, window=window
-        )
+        options = AttentionOptions(scale=1.0, window=window)
+        paged_attention_torch(step.q, step.k_cache, step.v_cache, step.batch, options)
     assert len(step.batch.derived) == 2
 
 
