@@ -69,6 +69,7 @@ class Flow:
     """One copy: (part of) a tensor on disk, through its ops, into (part of) a parameter."""
 
     source: OnDisk
+    scales: OnDisk | None  # of a quantised tensor whose scales are a tensor of their own
     rule: Applied | None
     steps: tuple[Step, ...]
     into: Into

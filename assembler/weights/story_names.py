@@ -10,6 +10,7 @@ from assembler.weights.fold import blank_indices, fill_form
 from assembler.weights.parameters import ParameterSlot
 from assembler.weights.pieces import Piece
 from assembler.weights.plan import LoadPlan
+from assembler.weights.quantized import tensors_of
 from assembler.weights.tensor_info import TensorInfo
 
 
@@ -29,7 +30,7 @@ class Asked:
 
     def wants(self, piece: Piece) -> bool:
         """Whether the piece belongs to the story."""
-        if piece.source == self.tensor:
+        if self.tensor in (piece.source, *(info.name for info in tensors_of(piece.info))):
             return True
         of_parameter = any(piece.target in (s.name, s.tied_to) for s in self.parameters)
         return of_parameter and self.part in ("", piece.part)

@@ -22,7 +22,7 @@ def story_lines(story: TensorStory) -> Iterator[str]:
         for side in story.sides
     )
     yield f"{story.name}: {sides} (weight map '{story.weight_map}')"
-    told = [flow.source for flow in story.flows]
+    told = [one for flow in story.flows for one in (flow.source, flow.scales)]
     if story.on_disk is not None and story.on_disk not in told:
         yield from _disk(story.on_disk)
     for flow, alike in _groups(story.flows):
@@ -64,6 +64,8 @@ def _groups(flows: Sequence[Flow]) -> Iterator[tuple[Flow, list[Flow]]]:
 
 def _flow(flow: Flow, tp_size: int) -> Iterator[str]:
     yield from _disk(flow.source)
+    if flow.scales is not None:
+        yield from _disk(flow.scales, "scales")
     if flow.rule is not None:
         yield _line("rule", _rule(flow.rule))
     for step in flow.steps:
@@ -77,9 +79,9 @@ def _flow(flow: Flow, tp_size: int) -> Iterator[str]:
         yield _line(f"tp={tp_size}" if number == 0 else "", line)
 
 
-def _disk(source: OnDisk) -> Iterator[str]:
+def _disk(source: OnDisk, label: str = "tensor") -> Iterator[str]:
     size = format_bytes(source.stop - source.start)
-    yield _line("tensor", f"{source.name} {_shape(source.shape)} {source.dtype}, {size}")
+    yield _line(label, f"{source.name} {_shape(source.shape)} {source.dtype}, {size}")
     yield _line("file", f"{source.file}, bytes {source.start:,} to {source.stop:,}")
 
 

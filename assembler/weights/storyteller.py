@@ -16,6 +16,7 @@ from assembler.weights.ops import Unsqueeze
 from assembler.weights.parameters import ParameterSlot
 from assembler.weights.pieces import Piece
 from assembler.weights.plan import LoadPlan
+from assembler.weights.quantized import loss_of, tensors_of
 from assembler.weights.story import Applied, Flow, Into, OnDisk, RankShare, Step, TensorStory
 from assembler.weights.story_names import Asked, find_names
 from assembler.weights.tensor_info import TensorInfo
@@ -43,12 +44,12 @@ class Storyteller:
         Raises:
             CheckpointError: neither side knows the name; the nearest of both are in the message.
         """
-        asked = find_names(name, self.plan, self.index.tensors)
+        asked = find_names(name, self.plan, self._tensors)
         if not asked.tensor and not asked.parameters:
             raise CheckpointError(f"{self.plan.root}: {asked.not_found}")
         pieces = sorted(filter(asked.wants, self.plan.pieces), key=self._place)
         item = next((i for i in self.plan.ignored if i.info.name == asked.tensor), None)
-        info = self.index.tensors.get(asked.tensor)
+        info = self._tensors.get(asked.tensor)
         return TensorStory(
             name=asked.full,
             sides=asked.sides,
@@ -57,7 +58,7 @@ class Storyteller:
             prefix=self.plan.prefix,
             tp_size=max(1, len(self.ranks)),
             flows=tuple(map(self._flow, pieces)),
-            on_disk=None if info is None else _on_disk(info),
+            on_disk=None if info is None else _on_disk(tensors_of(info)[0]),
             rule=None if pieces or item else self._rule_of(asked),
             constants=self._constants(asked),
             ties=self._ties(asked, {piece.target for piece in pieces}),
@@ -72,9 +73,11 @@ class Storyteller:
 
     def _flow(self, piece: Piece) -> Flow:
         slot = self._slots[piece.target]
-        losses = [loss for op in piece.ops if (loss := op.loss) is not None]
+        losses = filter(None, (loss_of(piece.info), *(op.loss for op in piece.ops)))
+        values, *scales = map(_on_disk, tensors_of(piece.info))
         return Flow(
-            source=_on_disk(piece.info),
+            source=values,
+            scales=scales[0] if scales else None,
             rule=self._applied(slot.name, piece.source),
             steps=tuple(_steps(piece)),
             into=Into(
@@ -175,6 +178,11 @@ class Storyteller:
         )
 
     @cached_property
+    def _tensors(self) -> Mapping[str, TensorInfo]:
+        """What is on disk, and the pairs that stand for one tensor, by the name that rules give."""
+        return {**{piece.source: piece.info for piece in self.plan.pieces}, **self.index.tensors}
+
+    @cached_property
     def _slots(self) -> Mapping[str, ParameterSlot]:
         return {slot.name: slot for slot in self.plan.parameters}
 
@@ -202,8 +210,10 @@ def _on_disk(info: TensorInfo) -> OnDisk:
 def _steps(piece: Piece) -> list[Step]:
     """The ops in order, and before them what reading does to a quantised tensor."""
     steps, shape = [], piece.info.shape
-    if piece.info.dtype not in PLAIN_DTYPES:
-        steps.append(Step(f"dequantise {piece.info.dtype} to float32", shape))
+    values, *scales = tensors_of(piece.info)
+    if scales or values.dtype not in PLAIN_DTYPES:
+        by = f" times its scales ({scales[0].dtype})" if scales else ""
+        steps.append(Step(f"dequantise {values.dtype}{by} to float32", shape))
     for op in piece.ops:
         shape = op.shape(shape)
         steps.append(Step(str(op), shape))

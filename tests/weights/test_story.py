@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
-from weights_harness import MAP, SIZES, decoder, save, several, tensors, write_map
+from quantized_cases import fp8
+from weights_harness import CONFIG, MAP, SIZES, decoder, save, several, tensors, write_map
 
 from assembler.blocks.parallel import Part, ShardDim, TensorParallel
 from assembler.errors import CheckpointError
 from assembler.weights.fold import covers_any
+from assembler.weights.index import read_checkpoint_index
 from assembler.weights.plan import plan_load
 from assembler.weights.story import TensorStory
 from assembler.weights.story_text import story_lines
@@ -183,6 +186,24 @@ def test_experts_that_go_one_way_are_told_once(tmp_path: Path):
     lines = text(story).splitlines()
     assert sum(line.startswith("  file ") for line in lines) == 1
     assert "  likewise  {1-8}.w.weight" in lines
+
+
+def test_a_weight_that_is_two_tensors(tmp_path: Path):
+    disk, _ = fp8(tensors(), (4, 5))
+    save(tmp_path, disk)
+    quantization = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [4, 5]}
+    (tmp_path / "config.json").write_text(
+        json.dumps(CONFIG | {"quantization_config": quantization})
+    )
+    index, mine = read_checkpoint_index(tmp_path), write_map(tmp_path)
+    made = Storyteller(mine, index, plan_load(mine, decoder(), index))
+    name = "model.layers.0.self_attn.k_proj.weight"
+    [flow] = made.tell(name).flows
+    assert (flow.source.name, flow.scales.name) == (name, f"{name}_scale_inv")
+    assert flow.steps[0].op == "dequantise F8_E4M3 times its scales (F32) to float32"
+    assert flow.loss and made.tell(name).complete
+    assert made.tell(f"{name}_scale_inv").flows == (flow,)
+    assert f"  scales    {name}_scale_inv 3×3 F32" in text(made.tell("layers.0.attn.qkv.k"))
 
 
 @pytest.mark.parametrize(
