@@ -249,14 +249,12 @@ def test_the_tables_are_complete():
 
 
 def test_the_links_lead_somewhere():
-    headings = re.findall(r"^#+ (.*)$", PAGE, re.M)
-    anchors = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+    docs = Path(__file__).parents[1] / "docs"
     for page, anchor in re.findall(r"\]\(([\w.-]*)#([\w-]+)\)", PAGE):
-        if page:
-            other = (Path(__file__).parents[1] / "docs" / page).read_text("utf-8")
-            assert re.search(rf"^#+ {anchor}$", other, re.M | re.I), (page, anchor)
-        else:
-            assert anchor in anchors, anchor
+        text = (docs / page).read_text("utf-8") if page else PAGE
+        headings = re.findall(r"^#+ (.*)$", text, re.M)
+        anchors = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+        assert anchor in anchors, (page, anchor)
 
 
 # What headers cannot show -------------------------------------------------------------------------
