@@ -2,37 +2,74 @@
 
 from __future__ import annotations
 
-from cases.case import NARROW, TIED, WIDE, WINDOW, Case, family, rope
+from cases.case import NARROW, TIED, UNTIED, VOCAB_SIZE, WIDE, WINDOW, Case, family, rope
 
 _EXPERTS = {"num_experts_per_tok": 2}
 _LOCAL = {**_EXPERTS, "num_local_experts": 5}
-_NAMED = {**_EXPERTS, "num_experts": 5, "moe_intermediate_size": 28}
+_NAMED = {**_EXPERTS, "num_experts": 5}
+_NARROW_EXPERTS = {**_NAMED, "moe_intermediate_size": 28}
+_GROUPED = {
+    **_EXPERTS,
+    "moe_intermediate_size": 28,
+    "n_routed_experts": 6,
+    "n_shared_experts": 2,
+    "n_group": 3,
+    "topk_group": 2,
+    "routed_scaling_factor": 1.7,
+    "first_k_dense_replace": 1,
+}
 _MULTIPLIERS = {
     "attention_multiplier": 0.4,
     "residual_multiplier": 0.7,
     "embedding_multiplier": 3.0,
     "logits_scaling": 1.7,
 }
+_SHARED = {"shared_expert_intermediate_size": 36}
 _DENSE_BETWEEN = {"num_hidden_layers": 5, "decoder_sparse_step": 2, "mlp_only_layers": [3]}
+_PLAIN_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_DBRX = {
+    "vocab_size": VOCAB_SIZE,
+    "d_model": 48,
+    "n_heads": 4,
+    "n_layers": 3,
+    "max_seq_len": 64,
+}
+_DBRX_EXPERTS = {"ffn_hidden_size": 40, "moe_num_experts": 5, "moe_top_k": 2}
+_DBRX_ATTENTION = {"kv_n_heads": 2, "rope_theta": 100.0}
 
 _mixtral = family("mixtral", "MixtralConfig", {**WIDE, **_LOCAL})
-_qwen2_moe = family("qwen2_moe", "Qwen2MoeConfig", {**NARROW, **_NAMED})
-_qwen3_moe = family("qwen3_moe", "Qwen3MoeConfig", {**NARROW, **_NAMED})
-_olmoe = family("olmoe", "OlmoeConfig", {**NARROW, **_EXPERTS, "num_experts": 5})
+_qwen2_moe = family("qwen2_moe", "Qwen2MoeConfig", {**NARROW, **_NARROW_EXPERTS, **_SHARED})
+_qwen3_moe = family("qwen3_moe", "Qwen3MoeConfig", {**NARROW, **_NARROW_EXPERTS})
+_olmoe = family("olmoe", "OlmoeConfig", {**NARROW, **_NAMED, **_PLAIN_IDS})
+_flex_olmo = family("flex_olmo", "FlexOlmoConfig", {**NARROW, **_NAMED, **_PLAIN_IDS})
 _granite = family("granitemoe", "GraniteMoeConfig", {**NARROW, **_LOCAL, **_MULTIPLIERS})
 _granite_shared = family(
     "granitemoeshared", "GraniteMoeSharedConfig", {**NARROW, **_LOCAL, **_MULTIPLIERS}
 )
-_SHARED = {"shared_expert_intermediate_size": 36}
+_phimoe = family("phimoe", "PhimoeConfig", {**NARROW, **_LOCAL})
+_dbrx = family("dbrx", "DbrxConfig", _DBRX)
+_aria = family("aria_text", "AriaTextConfig", {**NARROW, "moe_num_experts": 5, "moe_topk": 2})
+_ernie = family(
+    "ernie4_5_moe",
+    "Ernie4_5_MoeConfig",
+    {**NARROW, "moe_num_experts": 5, "moe_k": 2, "moe_intermediate_size": 28},
+)
+_hunyuan = family(
+    "hunyuan_v1_moe",
+    "HunYuanMoEV1Config",
+    {**WIDE, **_PLAIN_IDS, "num_experts": 5, "moe_topk": 2},
+)
+_minimax = family("minimax_m2", "MiniMaxM2Config", {**WIDE, **_LOCAL, **_PLAIN_IDS})
+_glm4 = family("glm4_moe", "Glm4MoeConfig", {**WIDE, **_GROUPED})
+_dots1 = family("dots1", "Dots1Config", {**WIDE, **_GROUPED})
 
 CASES: tuple[Case, ...] = (
     _mixtral("window", {"sliding_window": WINDOW, **rope()}),
     _mixtral("full-tied", {"head_dim": None, "num_experts_per_tok": 3, **TIED}),
-    _qwen2_moe("shared", {**_SHARED, **rope()}),
+    _qwen2_moe("shared", rope()),
     _qwen2_moe(
         "dense-between-windows",
         {
-            **_SHARED,
             **_DENSE_BETWEEN,
             "qkv_bias": False,
             "norm_topk_prob": True,
@@ -42,13 +79,58 @@ CASES: tuple[Case, ...] = (
         },
     ),
     _qwen3_moe("window", {"use_sliding_window": True, "sliding_window": WINDOW, **rope()}),
-    _qwen3_moe(
-        "dense-between", {**_DENSE_BETWEEN, "attention_bias": True, "norm_topk_prob": True}
-    ),
-    _olmoe("clipped", {"clip_qkv": 0.7, **rope()}),
+    _qwen3_moe("dense-between", {**_DENSE_BETWEEN, "attention_bias": True, "norm_topk_prob": True}),
+    _olmoe("plain", rope()),
     _olmoe("normalised-tied", {"norm_topk_prob": True, "attention_bias": True, **TIED}),
+    _flex_olmo("plain", rope()),
+    _flex_olmo("normalised-biases", {"norm_topk_prob": True, "attention_bias": True}),
     _granite("tied", {**TIED, **rope()}),
     _granite("biases", {"attention_bias": True, "num_experts_per_tok": 3}),
     _granite_shared("shared", {"shared_intermediate_size": 36, **rope()}),
-    _granite_shared("routed-only", {**TIED}),
+    _granite_shared("routed-only", TIED),
+    _phimoe(
+        "window-biases",
+        {"sliding_window": WINDOW, "attention_bias": True, "lm_head_bias": True, **rope()},
+    ),
+    _phimoe("wide-jitter", {"router_jitter_noise": 0.2, **TIED}),
+    _aria("shared", {**rope(), **UNTIED}, model_class="AriaTextForCausalLM"),
+    _aria(
+        "biases",
+        {"moe_num_shared_experts": 1, "attention_bias": True, "mlp_bias": True, **TIED},
+        model_class="AriaTextForCausalLM",
+    ),
+    _ernie("biases", {"use_bias": True, **rope()}),
+    _ernie(
+        "dense-between-untied",
+        {
+            "num_hidden_layers": 6,
+            "moe_layer_interval": 2,
+            "moe_layer_end_index": 4,
+            "moe_norm_min": 0.7,
+            "moe_num_shared_experts": 1,
+            **UNTIED,
+        },
+    ),
+    _ernie("routed-only", {"moe_num_shared_experts": 0}),
+    _hunyuan("shared", rope()),
+    _hunyuan("biases-tied", {"attention_bias": True, **TIED}, hub={"moe_topk": [2, 2, 2]}),
+    _minimax("partial-rope", rope(partial_rotary_factor=0.5), hub={"rotary_dim": 10}),
+    _minimax("full-rope-tied", TIED),
+    _glm4("qk-norms", {"use_qk_norm": True, **rope(partial_rotary_factor=0.5)}),
+    _glm4(
+        "biases-unnormalised",
+        {
+            "attention_bias": True,
+            "norm_topk_prob": False,
+            "n_group": 1,
+            "topk_group": 1,
+            "first_k_dense_replace": 2,
+            **TIED,
+        },
+    ),
+    _dots1(
+        "windows",
+        {"sliding_window": WINDOW, "max_window_layers": 2, "attention_bias": True, **rope()},
+    ),
+    _dots1("normalised-tied", {"norm_topk_prob": True, "first_k_dense_replace": 0, **TIED}),
 )
