@@ -117,29 +117,29 @@ def _graphs(spec: ModelSpec, registry: BlockRegistry) -> ModelGraphs:
 
 
 def _located_wiring(spec: ModelSpec, kind: str | None) -> tuple[tuple[str, ...], list[str]]:
-    """The equations of a kind (None: of the model) and where each was written."""
-    if kind is None:
-        lines, prefix = spec.wiring, ("wiring",)
-    else:
-        lines = spec.kinds[kind].wiring
-        own = [("layers", "variants", name, "wiring") for name in spec.kinds[kind].variants]
-        written = (place for place in own if (*place, 0) in spec.sources)
-        prefix = next(written, ("layers", "wiring"))
-    return lines, [spec.sources.get((*prefix, n), spec.name) for n in range(len(lines))]
+    """The equations of a kind of layer (None: of the model) and where each was written."""
+    place, variants = _written(spec, kind)
+    lines = spec.wiring if kind is None else spec.kinds[kind].wiring
+    own = [(*place, "variants", name, "wiring") for name in variants]
+    written = (key for key in own if (*key, 0) in spec.sources)
+    key = next(written, (*place, "wiring"))
+    return lines, [spec.sources.get((*key, n), spec.name) for n in range(len(lines))]
+
+
+def _written(spec: ModelSpec, kind: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The key in the YAML of a kind of layer (None: of the model), and its variants there."""
+    return ((), spec.variants) if kind is None else (("layers",), spec.kinds[kind].variants)
 
 
 def _callees(spec: ModelSpec, kind: str | None, registry: BlockRegistry) -> dict[str, Callee]:
-    """The blocks that the equations of a kind (None: of the model) may call."""
-    places: list[tuple[str, ...]] = [()]
-    entries = spec.blocks
-    if kind is not None:
-        variants = reversed(spec.kinds[kind].variants)
-        places = [("layers", "variants", name, "blocks") for name in variants]
-        places += [("layers", "blocks")]
-        entries = spec.kinds[kind].blocks
+    """The blocks that the equations of a kind of layer (None: of the model) may call."""
+    place, variants = _written(spec, kind)
+    entries = spec.blocks if kind is None else spec.kinds[kind].blocks
+    keys = [(*place, "variants", name, "blocks") for name in reversed(variants)]
+    keys += [(*place, "blocks") if place else ()]
     callees = {}
     for name, entry in entries.items():
-        written = (spec.sources.get((*place, name)) for place in places)
+        written = (spec.sources.get((*key, name)) for key in keys)
         cls = registry.block_class(entry.block)
         callees[name] = Callee(
             takes=num_streams(cls),

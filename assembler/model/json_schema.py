@@ -58,6 +58,8 @@ def model_schema(registry: BlockRegistry) -> Schema:
         ModelDocument,
         matches=writer.document(MatchesDocument),
         layers=writer.document(LayersDocument, blocks=blocks, variants=variants, kinds=_KINDS),
+        kinds=_KINDS,
+        variants=variants,
     )
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -1,24 +1,25 @@
-"""`layers.kinds`: the kind of each layer, from lists or rules in the layer's index.
+"""`kinds`: which variants a model and each of its layers are, from lists or rules.
 
 Layers may differ along several axes at once (their attention and their MLP, say). Each axis names
-one variant a layer, and the kind of a layer is that combination.
+one variant a layer, and the kind of a layer is that combination. A model is of one kind in the same
+way, of which no layer index is part.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from assembler.errors import SpecError, did_you_mean
 from assembler.model import expressions
 from assembler.model.config_fields import missing_fields
-from assembler.model.field_errors import KeyPath, shown
+from assembler.model.field_errors import KeyPath, dotted, shown
 from assembler.model.names import LAYER_INDEX
 from assembler.model.spec import MOST_LAYERS
 
 _ONLY_KIND = "layer"  # the name of the kind when all layers are alike
 _JOINT = "+"  # between the names of a combination
-_KEY = ("layers", "kinds")
 Report = Callable[[KeyPath, str], None]
 Kind = tuple[str, ...]  # the variant on each axis, in the order of the axes
 
@@ -30,20 +31,24 @@ def kind_name(kind: Kind) -> str:
 
 def with_named_kinds(data: Mapping[str, Any]) -> dict[str, Any]:
     """`data` with every kind as text: configs number the kinds, or say true and false."""
-    layers = data.get("layers")
-    if not isinstance(layers, Mapping):
-        return dict(data)
-    layers = dict(layers)
-    if isinstance(layers.get("kinds"), Mapping):
-        layers["kinds"] = {axis: _named(kinds) for axis, kinds in layers["kinds"].items()}
-    elif "kinds" in layers:
-        layers["kinds"] = _named(layers["kinds"])
-    if isinstance(layers.get("variants"), Mapping):
-        layers["variants"] = {
+    data = _with_named_kinds(data)
+    if isinstance(data.get("layers"), Mapping):
+        data["layers"] = _with_named_kinds(data["layers"])
+    return data
+
+
+def _with_named_kinds(place: Mapping[str, Any]) -> dict[str, Any]:
+    named = dict(place)
+    if isinstance(named.get("kinds"), Mapping):
+        named["kinds"] = {axis: _named(kinds) for axis, kinds in named["kinds"].items()}
+    elif "kinds" in named:
+        named["kinds"] = _named(named["kinds"])
+    if isinstance(named.get("variants"), Mapping):
+        named["variants"] = {
             _text(kind): {} if variant is None else variant
-            for kind, variant in layers["variants"].items()
+            for kind, variant in named["variants"].items()
         }
-    return {**data, "layers": layers}
+    return named
 
 
 def _named(kinds: Any) -> Any:
@@ -56,76 +61,104 @@ def _text(kind: Any) -> Any:
     return str(kind) if isinstance(kind, int) else kind
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where kinds are chosen: the layers, or the model as if it were one of them."""
+
+    count: int
+    variants: Mapping[str, Any]
+    key: KeyPath  # of its `kinds`
+    rule_names: tuple[str, ...]  # numbers that a rule may use
+    report: Report
+
+
 def used_kinds(layers: Mapping[str, Any], report: Report) -> tuple[Kind, ...]:
     """The kind of each layer; () if what says it is wrong or missing, which others report."""
-    count, kinds, variants = layers.get("count"), layers.get("kinds"), layers.get("variants") or {}
+    count, variants = layers.get("count"), layers.get("variants") or {}
     if not isinstance(count, int) or not 0 < count <= MOST_LAYERS:
         return ()
     if not isinstance(variants, Mapping):
         return ()
-    axes = dict(_axes(kinds))
+    place = _Place(count, variants, ("layers", "kinds"), (LAYER_INDEX,), report)
+    return _kinds_in(place, layers.get("kinds")) or (() if variants else ((_ONLY_KIND,),) * count)
+
+
+def model_kind(data: Mapping[str, Any], report: Report) -> Kind | None:
+    """The variants that the model is; None if what says it is wrong or missing."""
+    variants = data.get("variants") or {}
+    if not isinstance(variants, Mapping):
+        return None
+    if not variants and not data.get("kinds"):
+        return ()
+    kinds = _kinds_in(_Place(1, variants, ("kinds",), (), report), data.get("kinds"))
+    return kinds[0] if kinds else None
+
+
+def _kinds_in(place: _Place, kinds: Any) -> tuple[Kind, ...]:
+    """The kind of each layer of a place; () without any or if something is wrong or missing."""
+    axes = dict(_axes(kinds, place.key))
     if not axes:
-        if len(variants) > 1:
-            report(_KEY, "needed: it says which variant each layer is")
-        return (tuple(variants)[:1] or (_ONLY_KIND,),) * count
-    columns = {key: _column(key, axes[key], count, variants, report) for key in axes}
+        if len(place.variants) > 1:
+            place.report(place.key, "needed: it says which of the variants count")
+        return (tuple(place.variants)[:1],) * place.count if place.variants else ()
+    columns = {key: _column(key, axes[key], place) for key in axes}
     if len(columns) > 1:
-        _check_apart(columns, report)
+        _check_apart(columns, place.report)
     if not all(columns.values()):
         return ()
     return tuple(zip(*columns.values(), strict=False))  # a list that is too short was reported
 
 
-def _axes(kinds: Any) -> Iterator[tuple[KeyPath, Any]]:
+def _axes(kinds: Any, key: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
     """The rule of each axis by its key in the YAML; null takes back an inherited axis."""
     if not isinstance(kinds, Mapping):
         kinds = {None: kinds}
     for axis, rule in kinds.items():
         if rule is not None:
-            yield (_KEY if axis is None else (*_KEY, axis)), rule
+            yield (key if axis is None else (*key, axis)), rule
 
 
-def _column(
-    key: KeyPath, kinds: Any, count: int, variants: Mapping[str, Any], report: Report
-) -> Kind:
+def _column(key: KeyPath, kinds: Any, place: _Place) -> Kind:
     """The variant of each layer on one axis; () if something is wrong or missing."""
     if isinstance(kinds, str) and not missing_fields(kinds):
         try:
-            kinds = _kinds_by_rule(kinds, count, variants)
+            kinds = _kinds_by_rule(kinds, place)
         except SpecError as error:
-            report(key, str(error))
+            place.report(key, str(error))
             return ()
     if missing_fields(kinds):
         return ()
     if not isinstance(kinds, list):
-        report(key, f"must be a list or a rule in {LAYER_INDEX} (got {shown(kinds)})")
+        place.report(key, f"must be a list or a rule (got {shown(kinds)})")
         return ()
-    if len(kinds) < count:
-        report(key, f"names {len(kinds)} layers, but layers.count is {count}")
+    if len(kinds) < place.count:
+        place.report(key, f"names {len(kinds)} layers, but layers.count is {place.count}")
     for kind in dict.fromkeys(map(str, kinds)):
-        if kind not in variants and not missing_fields(kind):
-            hint = did_you_mean(kind, variants)
-            report(key, f"'{kind}' has no entry in layers.variants.{hint}")
-    return tuple(map(str, kinds[:count]))
+        if kind not in place.variants and not missing_fields(kind):
+            where = dotted((*place.key[:-1], "variants"))
+            hint = did_you_mean(kind, place.variants)
+            place.report(key, f"'{kind}' has no entry in {where}.{hint}")
+    return tuple(map(str, kinds[: place.count]))
 
 
-def _kinds_by_rule(rule: str, count: int, variants: Mapping[str, Any]) -> list[str]:
+def _kinds_by_rule(rule: str, place: _Place) -> list[str]:
     tree = expressions.parse(rule)
 
     def value(i: int, name: str) -> Any:
-        if name == LAYER_INDEX:
+        if name in place.rule_names:
             return i
-        if name in variants:
+        if name in place.variants:
             return name
-        known = [LAYER_INDEX, *variants]
+        known = [*place.rule_names, *place.variants]
         raise SpecError(f"unknown name '{name}' in '{rule}'.{did_you_mean(name, known)}")
 
     kinds = []
-    for i in range(count):
+    for i in range(place.count):
         try:
             kinds.append(_text(expressions.evaluate(tree, lambda name, i=i: value(i, name))))
         except expressions.NoSuchItem as error:
-            raise SpecError(f"{error} (in layer {i} of {count})") from None
+            layer = f" (in layer {i} of {place.count})" if place.rule_names else ""
+            raise SpecError(f"{error}{layer}") from None
     return kinds
 
 
@@ -140,11 +173,19 @@ def _check_apart(columns: Mapping[KeyPath, Kind], report: Report) -> None:
                 report(key, f"'{kind}' is a kind of the axis '{owners[kind][-1]}' already")
 
 
-def without_unused(data: Mapping[str, Any], used: tuple[Kind, ...]) -> dict[str, Any]:
-    """`data` without the variants no layer is: what they need, this checkpoint need not have."""
+def without_unused(
+    data: Mapping[str, Any], kind: Kind | None, used: tuple[Kind, ...]
+) -> dict[str, Any]:
+    """`data` without the variants nothing is: what they need, this checkpoint need not have."""
+    kept = dict(data) if kind is None else _with_variants(data, set(kind))
     layers = data.get("layers")
-    if not used or not isinstance(layers, Mapping):
-        return dict(data)
-    names = {name for kind in used for name in kind}
-    variants = {k: v for k, v in (layers.get("variants") or {}).items() if k in names}
-    return {**data, "layers": {**layers, "variants": variants}}
+    if used and isinstance(layers, Mapping):
+        kept["layers"] = _with_variants(layers, {name for kind in used for name in kind})
+    return kept
+
+
+def _with_variants(place: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
+    variants = place.get("variants")
+    if not isinstance(variants, Mapping):
+        return dict(place)
+    return {**place, "variants": {k: v for k, v in variants.items() if k in names}}

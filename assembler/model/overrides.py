@@ -160,13 +160,19 @@ def _may_be_new(keys: Keys, data: Mapping[str, Any]) -> bool:
             return name in ModelDocument.model_fields
         case ["layers", name]:
             return name in LayersDocument.model_fields
-        case ["layers", "blocks", _] | ["layers", "variants", _]:
+        case ["layers", "blocks", _] | ["layers", "variants", _] | ["variants", _]:
             return False
-        case ["layers", "variants", _, name]:
+        case ["layers", "variants", _, name] | ["variants", _, name]:
             return name in VariantDocument.model_fields
         case ["layers", "variants", _, "blocks", name]:
             return isinstance(shared, Mapping) and name in shared
-        case ["layers", "blocks", *_] | ["layers", "variants", _, "blocks", *_]:
+        case ["variants", _, "blocks", name]:
+            return name in data
+        case (
+            ["layers", "blocks", *_]
+            | ["layers", "variants", _, "blocks", *_]
+            | ["variants", _, "blocks", *_]
+        ):
             return True  # a block's field: its own schema checks the name afterwards
         case [name, *_]:
             return name not in ModelDocument.model_fields  # the field of a block of the model

@@ -20,7 +20,14 @@ from assembler.model.field_errors import (
     unknown_block,
 )
 from assembler.model.inherit import replaces
-from assembler.model.kinds import Kind, kind_name, used_kinds, with_named_kinds, without_unused
+from assembler.model.kinds import (
+    Kind,
+    kind_name,
+    model_kind,
+    used_kinds,
+    with_named_kinds,
+    without_unused,
+)
 from assembler.model.names import block_name_problem, stream_name_problem
 from assembler.model.registry import BlockRegistry, BlockSpec
 from assembler.model.spec import (
@@ -93,21 +100,20 @@ def parse_spec(
     used = used_kinds(layers, parser.report) if isinstance(layers, Mapping) else ()
     if isinstance(layers, Mapping):
         _report_unknown_layer_fields(layers, parser)
-    _report_missing(without_unused(data, used), fields, parser)
+    kind = model_kind(data, parser.report)
+    _report_missing(without_unused(data, kind, used), fields, parser)
     parser.raise_findings()
 
     document = _document({k: data[k] for k in data if k in ModelDocument.model_fields}, parser)
     for field, problem in broken_assumptions(document.assumes, fields):
         parser.report(("assumes", field), problem)
     _check_names(document, entries, parser)
-    blocks = {
-        name: parser.block(entry, lambda key, name=name: (name, *key), set(entries) - {name})
-        for name, entry in entries.items()
-    }
+    model = _combined(kind or (), (), entries, document.variants, document.wiring, parser)
     kinds = {
         kind_name(kind): _layer_kind(kind, document.layers, parser) for kind in dict.fromkeys(used)
     }
     parser.raise_findings()
+    assert model is not None
     return ModelSpec(
         name=name,
         checkpoint=document.checkpoint,
@@ -115,11 +121,12 @@ def parse_spec(
         hidden_size=document.hidden_size,
         vocab_size=document.vocab_size,
         max_length=document.max_length,
-        blocks=blocks,
+        variants=model.variants,
+        blocks=model.blocks,
         streams=document.layers.streams,
         kinds=kinds,
         layer_kinds=tuple(map(kind_name, used)),
-        wiring=document.wiring,
+        wiring=model.wiring,
         sources={key: where(key) for key in _compiled_keys(document, entries)},
     )
 
@@ -152,10 +159,9 @@ def _check_names(document: ModelDocument, entries: Mapping[str, Any], parser: _P
             parser.report(("layers", "streams"), f"'{name}' is named twice")
     places: list[tuple[KeyPath, Iterable[str], Sequence[str]]] = [((), entries, ())]
     places += [(("layers", "blocks"), layers.blocks, streams)]
-    places += [
-        (("layers", "variants", kind, "blocks"), variant.blocks, streams)
-        for kind, variant in layers.variants.items()
-    ]
+    for place, variant in _all_variants(document).items():
+        taken = streams if place[0] == "layers" else ()
+        places += [((*place, "blocks"), variant.blocks, taken)]
     for place, names, taken in places:
         for name in names:
             if problem := block_name_problem(name, taken):
@@ -174,31 +180,40 @@ def _document(data: Mapping[str, Any], parser: _Parser) -> ModelDocument:
 
 
 def _layer_kind(kind: Kind, layers: LayersDocument, parser: _Parser) -> LayerKind | None:
-    """The shared layer with the changes of its variants, one after the other."""
-    places = [("layers", "variants", name) for name in kind]
-    variants = [layers.variants.get(name) or VariantDocument() for name in kind]
-    entries = {
-        name: _Entry(block, [(("layers", "blocks", name), block)])
-        for name, block in layers.blocks.items()
-        if block is not None
-    }
-    for place, variant in zip(places, variants, strict=True):
+    """The shared layer with the changes of its variants."""
+    shared = {name: block for name, block in layers.blocks.items() if block is not None}
+    place = ("layers",)
+    return _combined(kind, place, shared, layers.variants, layers.wiring, parser)
+
+
+def _combined(
+    kind: Kind,
+    place: KeyPath,
+    shared: Mapping[str, Mapping[str, Any]],
+    variants: Mapping[str, VariantDocument],
+    wiring: Equations,
+    parser: _Parser,
+) -> LayerKind | None:
+    """What all kinds of a place share, with the changes of this one's variants laid over it."""
+    own = {(*place, "variants", name): variants.get(name) or VariantDocument() for name in kind}
+    where = (*place, "blocks") if place else ()
+    entries = {name: _Entry(block, [((*where, name), block)]) for name, block in shared.items()}
+    for key, variant in own.items():
         for name, change in variant.blocks.items():
-            key = (*place, "blocks", name)
+            at = (*key, "blocks", name)
             if change is not None:
-                entries[name] = entries.get(name, _Entry({}, [])).changed(change, key)
+                entries[name] = entries.get(name, _Entry({}, [])).changed(change, at)
             elif entries.pop(name, None) is None:
                 hint = did_you_mean(name, entries)
-                parser.report(key, f"null drops a shared block, and there is none by it.{hint}")
-    shared = [name for name, block in layers.blocks.items() if block is not None]
+                parser.report(at, f"null drops a shared block, and there is none by it.{hint}")
     blocks = {
         name: parser.block(entry.data, entry.key_of, set(shared) - {name})
         for name, entry in entries.items()
     }
+    own_wiring = _wiring_of(own, parser)
     if any(spec is None for spec in blocks.values()):
         return None
-    wiring = _wiring_of(dict(zip(places, variants, strict=True)), parser)
-    wiring = layers.wiring if wiring is None else wiring
+    wiring = wiring if own_wiring is None else own_wiring
     return LayerKind(name=kind_name(kind), variants=kind, blocks=blocks, wiring=wiring)
 
 
@@ -229,8 +244,8 @@ def _wiring_of(variants: Mapping[KeyPath, VariantDocument], parser: _Parser) -> 
         first, *_, last = given
         parser.report(
             (*last, "wiring"),
-            f"a layer that is '{first[-1]}' and '{last[-1]}' would have two wirings. Give one "
-            "axis the wiring, with a kind for each combination that needs its own",
+            f"what is '{first[-1]}' and '{last[-1]}' would have two wirings. Give one axis the "
+            "wiring, with a kind for each combination that needs its own",
         )
     return next(reversed(given.values()), None)
 
@@ -272,8 +287,14 @@ def _compiled_keys(document: ModelDocument, entries: Iterable[str]) -> list[KeyP
     keys += [("wiring", n) for n in range(len(document.wiring))]
     keys += [("layers", "blocks", name) for name in layers.blocks]
     keys += [("layers", "wiring", n) for n in range(len(layers.wiring))]
-    for kind, variant in layers.variants.items():
-        place = ("layers", "variants", kind)
-        keys += [(*place, "blocks", name) for name in variant.blocks]
-        keys += [(*place, "wiring", n) for n in range(len(variant.wiring or ()))]
+    for place, taken in _all_variants(document).items():
+        keys += [(*place, "blocks", name) for name in taken.blocks]
+        keys += [(*place, "wiring", n) for n in range(len(taken.wiring or ()))]
     return keys
+
+
+def _all_variants(document: ModelDocument) -> dict[KeyPath, VariantDocument]:
+    """The variants of the model and of its layers, by key."""
+    own = {("variants", kind): variant for kind, variant in document.variants.items()}
+    layers = document.layers.variants.items()
+    return {**own, **{("layers", "variants", kind): variant for kind, variant in layers}}

@@ -50,7 +50,7 @@ class MatchesDocument(_Document):
 
 
 class VariantDocument(_Document):
-    """What one layer kind changes in the layer that all kinds share."""
+    """What one kind changes in what all kinds share."""
 
     blocks: dict[str, dict[str, Any] | None] = Field(
         default_factory=dict,
@@ -93,12 +93,22 @@ class ModelDocument(_Document):
         default_factory=dict,
         description="config.json fields of which only this value (or none) is covered",
     )
+    config_defaults: dict[str, Any] | None = Field(
+        None, description="fields that config.json may leave out, and what they then are"
+    )
     hidden_size: PositiveInt = Field(description="width of the residual stream")
     vocab_size: PositiveInt = Field(description="rows of the token embedding")
     max_length: PositiveInt | None = Field(
         None, description="longest sequence, in tokens, that the model was made for"
     )
     layers: LayersDocument = Field(description="the stack of layers")
+    kinds: Any = Field(
+        None,
+        description="which of the `variants` count: an expression, or several of them by axis",
+    )
+    variants: dict[str, VariantDocument] = Field(
+        default_factory=dict, description="what each kind changes in the model's own blocks"
+    )
     wiring: Equations = Field(
         description="equations from `tokens` to `logits`, such as: x = layers(embed(tokens))"
     )
@@ -122,6 +132,7 @@ class ModelSpec(_Document):
     hidden_size: int
     vocab_size: int
     max_length: int | None
+    variants: tuple[str, ...]  # of the model itself; the later ones prevail
     blocks: Mapping[str, BlockSpec]
     streams: tuple[str, ...]
     kinds: Mapping[str, LayerKind]  # by name: of the variant, or of several joined by "+"

@@ -134,7 +134,7 @@ def test_a_layer_may_do_nothing(ws: Workspace) -> None:
             "'sliding'?",
         ),
         ("  kinds: [full]\n  variants: {full: {}}", "names 1 layers, but layers.count is 3"),
-        ("  variants: {a: {}, b: {}}", "layers.kinds: needed: it says which variant each layer is"),
+        ("  variants: {a: {}, b: {}}", "layers.kinds: needed: it says which of the variants count"),
         ("  kinds: a + b\n  variants: {a: {}, b: {}}", "cannot compute with 'a' and 'b'"),
         ("  kinds: i + 1\n  variants: {a: {}}", "'1' has no entry in layers.variants"),
         ("  kinds: a if j else b\n  variants: {a: {}, b: {}}", "unknown name 'j' in 'a if j else"),
@@ -150,10 +150,10 @@ def test_a_layer_may_do_nothing(ws: Workspace) -> None:
             "there is no item -1 in a list of 2 (in layer 0 of 3)",
         ),
         ("  kinds: open(a)\n  variants: {a: {}}", "unknown function 'open'"),
-        ("  kinds: 3\n  variants: {a: {}}", "layers.kinds: must be a list or a rule in i (got 3)"),
+        ("  kinds: 3\n  variants: {a: {}}", "layers.kinds: must be a list or a rule (got 3)"),
         (
             "  kinds: {x: 1}\n  variants: {a: {}}",
-            "layers.kinds.x: must be a list or a rule in i (go",
+            "layers.kinds.x: must be a list or a rule (got",
         ),
         ("  kinds: [[a], a, a]\n  variants: {a: {}}", "'['a']' has no entry in layers.variants"),
         ("  kinds: a\n  variants: [a]", "layers.variants: must be a mapping (got ['a'])"),
@@ -275,13 +275,13 @@ def test_two_axes_may_give_the_same_wiring(ws: Workspace) -> None:
         (
             "    full: {}\n    sliding: {",
             "    full: {wiring: [x = x + attn(x)]}\n    sliding: {wiring: [x = x + attn(x)], ",
-            "my.yaml:14: layers.variants.narrow.wiring: a layer that is 'sliding' and 'narrow' "
+            "my.yaml:14: layers.variants.narrow.wiring: what is 'sliding' and 'narrow' "
             "would have two wirings. Give one axis the wiring",
         ),
         (
             "attention: ${hf:layer_types}",
             "attention: {a: 1}",
-            "must be a list or a rule in i (got {",
+            "must be a list or a rule (got {",
         ),
         ("attention: ${hf:layer_types}", "attention: ${hf:absent}", "needs 'absent'"),
     ],
