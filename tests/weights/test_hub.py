@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tiny_llama import SIZES, change_tensors, save_llama
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from assembler import coverage, explain, load_model, logits
+from assembler import LLM, SamplingParams, coverage, explain, load_model, logits
 from assembler.errors import AssemblerError, CheckpointError
 from assembler.loading import assemble, load_weights
 from assembler.weights.hub_headers import FIRST_BYTES
@@ -378,3 +378,14 @@ def test_a_repeated_name_in_a_header_is_found(hub: Hub, tmp_path: Path):
     (folder / "model.safetensors").write_bytes(raw)
     hub.add(ID, folder)
     assert ("duplicate", "a") in {(f.kind, f.subject) for f in read_checkpoint_index(ID).findings}
+
+
+def test_a_hub_id_generates(hub: Hub, tiny: Path, tmp_path: Path):
+    """Random weights speak through the published tokenizer; the real ones as from the folder."""
+    hub.add(ID, tiny)
+    params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
+    (random,) = LLM(ID, load="dummy").generate(["he"], params)
+    assert len(random.outputs[0].token_ids) == 4
+    assert "model.safetensors" not in downloaded(tmp_path)
+    (found,), (expected,) = (LLM(model).generate(["he"], params) for model in (ID, tiny))
+    assert found.outputs[0].token_ids == expected.outputs[0].token_ids
