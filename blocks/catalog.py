@@ -10,6 +10,7 @@ from torch import nn
 
 from assembler.blocks.activations import XIELU
 from assembler.blocks.attention import RopeAttn
+from assembler.blocks.attention_gate import OutputGate
 from assembler.blocks.embedding import Embedding, LMHead
 from assembler.blocks.experts import GatedExperts
 from assembler.blocks.linear import Linear
@@ -27,6 +28,7 @@ BLOCKS: tuple[type[nn.Module], ...] = (
     RMSNorm,
     LayerNorm,
     RopeAttn,
+    OutputGate,
     GatedMLP,
     MLP,
     XIELU,

@@ -2,8 +2,9 @@
 
 RoPE (RoFormer, Su et al., 2021) turns pairs of dimensions of every query and key head by an angle
 that grows with the position. Which two dimensions are a pair is the `style`: "half" pairs d with
-d + dim / 2 (GPT-NeoX, Llama on the Hub), "interleaved" pairs 2d with 2d + 1 and leaves them in
-place (GPT-J, GLM, Cohere). Angles are float32; cos and sin are cast to the activations' dtype.
+d + dim / 2 (GPT-NeoX, Llama on the Hub), "half_reversed" too but turns by the negative angle
+(nanochat), "interleaved" pairs 2d with 2d + 1 and leaves them in place (GPT-J, GLM, Cohere). Angles
+are float32; cos and sin are cast to the activations' dtype.
 
 Types that depend on the length of the text (`dynamic`, `longrope`) look at the length of the
 sequence each token belongs to, never at its neighbours in the batch, so a request gets the same
@@ -30,7 +31,7 @@ from assembler.errors import SpecError
 
 __all__ = ["RopeSettings", "RopeStyle", "RopeType", "RotaryEmbedding", "apply_rotary"]
 
-RopeStyle: TypeAlias = Literal["half", "interleaved"]
+RopeStyle: TypeAlias = Literal["half", "half_reversed", "interleaved"]
 
 
 def rotary_dim(settings: RopeSettings, head_dim: int, path: str) -> int:
@@ -90,7 +91,9 @@ class RotaryEmbedding(nn.Module):
     def _tables(self, ctx: ForwardContext, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         angles = ctx.positions[..., None].float() * self._frequencies_of(ctx.sequence_lengths)
         cos, sin = angles.cos(), angles.sin()
-        if self.style == "half":
+        if self.style == "half_reversed":
+            sin = -sin
+        if self.style != "interleaved":
             cos, sin = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
         else:
             cos = torch.stack((cos, cos), -1).flatten(-2)
@@ -130,7 +133,7 @@ def apply_rotary(
     dim = cos.shape[-1]
     if dim < x.shape[-1]:
         return torch.cat((apply_rotary(x[..., :dim], cos, sin, style), x[..., dim:]), dim=-1)
-    if style == "half":
+    if style != "interleaved":
         partner = x.roll(dim // 2, dims=-1)
     else:
         partner = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)

@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 import torch
+from attention_harness import causal_mask, copy_weights
 from block_harness import build_context, fill, randn
-from torch import nn
 from transformers import (
     Gemma2Config,
     HunYuanDenseV1Config,
@@ -84,29 +84,6 @@ REFERENCES = {
         {"qk_norm": RMS, "qk_norm_position": "after"},
     ),
 }
-
-
-def copy_weights(reference: nn.Module, ours: RopeAttn) -> None:
-    """Fuse the reference's projections into ours; norms and o keep their names."""
-    projections = (reference.q_proj, reference.k_proj, reference.v_proj)
-    state = {"o.weight": reference.o_proj.weight}
-    if reference.o_proj.bias is not None:
-        state["o.bias"] = reference.o_proj.bias
-    for leaf in dict(reference.q_proj.named_parameters()):
-        state[f"qkv.{leaf}"] = torch.cat([getattr(p, leaf) for p in projections])
-    for side in ("q", "k"):
-        names = (f"{side}_norm", f"{'query' if side == 'q' else 'key'}_layernorm")
-        for norm in filter(None, (getattr(reference, name, None) for name in names)):
-            state[f"{side}_norm.weight"] = norm.weight
-    ours.load_state_dict(state)
-
-
-def causal_mask(length: int, window: int | None = None) -> torch.Tensor:
-    """[1, 1, L, L] to add to the scores."""
-    tokens = torch.arange(length)
-    distance = tokens[:, None] - tokens
-    seen = (distance >= 0) & (distance < (window or length))
-    return torch.zeros(length, length).masked_fill(~seen, float("-inf"))[None, None]
 
 
 def attention(**fields) -> RopeAttn:

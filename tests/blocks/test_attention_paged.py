@@ -9,9 +9,12 @@ import pytest
 import torch
 from block_harness import build_context, fill, randn
 
+from assembler.blocks.alibi import AlibiSettings
 from assembler.blocks.attention import RopeAttn
+from assembler.blocks.attention_gate import OutputGate
 from assembler.blocks.context import ForwardContext
 from assembler.blocks.norms import RMSNorm
+from assembler.blocks.position_scale import PositionScale
 from assembler.blocks.rope import RopeSettings
 from assembler.kernels.dispatch import attention_backend
 from assembler.kernels.paged_batch import PagedBatch
@@ -25,6 +28,10 @@ VARIANTS = {
     "qk_norm_window": {"qk_norm": partial(RMSNorm, eps=2e-3), "window": 3},
     "softcap": {"softcap": 1.5, "scale": 0.3, "rope_style": "interleaved"},
     "nope": {"rope": None},
+    "chunk_scale": {"chunk": 4, "position_scale": PositionScale(beta=0.7, length=3, shift=1)},
+    "sinks_gate": {"sinks": True, "window": 3, "gate": OutputGate, "clip_qkv": 0.4},
+    "alibi": {"rope": None, "alibi": AlibiSettings()},
+    "alibi_rounded": {"rope": None, "alibi": AlibiSettings(rounded=True)},
 }
 
 

@@ -15,17 +15,19 @@ from torch import nn
 from assembler.blocks.catalog import BLOCKS
 from assembler.blocks.context import Routing
 from assembler.blocks.experts import GatedExperts
+from assembler.blocks.parallel import Part
 from assembler.blocks.router import SparseMixerRouter
 
 ROLES = {
     *("embedding", "position", "head", "norm", "attention"),
-    *("linear", "activation", "mlp", "router", "experts"),
+    *("linear", "activation", "mlp", "router", "experts", "gate"),
 }
 NEEDED = {
     "LearnedPositions": {"count": 8},
     "Linear": {"bias": True},
     "RMSNorm": {"eps": 1e-6},
-    "RopeAttn": {"num_heads": 4, "qkv_bias": True, "o_bias": True},
+    "RopeAttn": {"num_heads": 4, "qkv_bias": True, "o_bias": True, "sinks": True},
+    "OutputGate": {"bias": True},
     "GatedMLP": {"intermediate_size": 64, "activation": "silu", "bias": True},
     "MLP": {"intermediate_size": 64, "activation": "gelu", "bias": True},
     "Router": {"scores": "sigmoid", "normalise": True, "bias": True, "selection_bias": True},
@@ -63,7 +65,8 @@ def test_context_comes_first_and_fields_are_keywords(block):
 @EVERY_BLOCK
 def test_layouts_cover_every_parameter_with_its_shape(block):
     with torch.device("meta"):
-        ctx = replace(build_context(), routing=Routing(4, 2))
+        heads = Part("q", 48, unit=12) if block.role == "gate" else None
+        ctx = replace(build_context(), routing=Routing(4, 2), heads=heads)
         module = block(ctx, **NEEDED.get(block.__name__, {}))
     declared = {
         f"{name}.{leaf}".lstrip("."): layout.shape

@@ -9,7 +9,9 @@ import torch
 from block_harness import build_context, fill, randn, run_ranks
 
 from assembler.blocks.activations import XIELU
+from assembler.blocks.alibi import AlibiSettings
 from assembler.blocks.attention import RopeAttn
+from assembler.blocks.attention_gate import OutputGate
 from assembler.blocks.context import ForwardContext
 from assembler.blocks.embedding import Embedding, LMHead
 from assembler.blocks.linear import Linear
@@ -49,6 +51,24 @@ def check(block, fields: dict, size: int, call) -> None:
 def test_attention_split_by_heads_and_with_replicated_key_heads(size):
     x = randn(2, LENGTH, 48)
     check(RopeAttn, ATTENTION, size, lambda attn: attn(x, ForwardContext.dense(LENGTH)))
+
+
+@pytest.mark.parametrize("per", ["channel", "head"])
+@pytest.mark.parametrize("size", [2, 3, 8])
+def test_what_belongs_to_heads_goes_with_them(size, per):
+    x = randn(2, LENGTH, 48)
+    fields = {
+        **ATTENTION,
+        "num_heads": 9 if size == 3 else 8,
+        "num_kv_heads": 3 if size == 3 else 2,
+        "qk_norm": LayerNorm,
+        "qk_norm_over": "each_head",
+        "sinks": True,
+        "alibi": AlibiSettings(),
+        "out_norm": partial(RMSNorm, eps=2e-3),
+        "gate": partial(OutputGate, per=per, bias=True),
+    }
+    check(RopeAttn, fields, size, lambda attn: attn(x, ForwardContext.dense(LENGTH)))
 
 
 @pytest.mark.parametrize("size", [2, 3, 6])
