@@ -77,24 +77,28 @@ def main(argv: Sequence[str]) -> int:
         _print_markdown(checked)
     else:
         _print_tables(checked)
-    reports = checked.reports.values()
-    return 0 if not checked.refused and all(report.complete for report in reports) else 1
+    return 0 if checked.complete else 1
 
 
 @dataclass(frozen=True)
 class _Checked:
-    """What came out: a report for each size, or why the model cannot be split that way."""
+    """What came out: reports, or why the model cannot be split that way, or an overview."""
 
-    reports: Mapping[int, CoverageReport]
+    reports: Mapping[int, CoverageReport]  # by size
     refused: Mapping[int, str]
     overview: SizesOverview | None  # where several sizes were asked for
+
+    @property
+    def complete(self) -> bool:
+        if self.overview is not None:
+            return self.overview.complete
+        return not self.refused and all(report.complete for report in self.reports.values())
 
 
 def _check(options: CoverageOptions, arguments: Arguments) -> _Checked:
     """Plan every rank of every size; what is wrong whatever the size is raised."""
     from assembler.errors import SpecError
     from assembler.loading import assemble
-    from assembler.weights.report import coverage_report
     from assembler.weights.tp_overview import sizes_overview
 
     whole = assemble(
@@ -105,32 +109,39 @@ def _check(options: CoverageOptions, arguments: Arguments) -> _Checked:
         download=False,
     )
     assert whole.plan is not None, "assembled with its weights"
+    sizes = tuple(dict.fromkeys(options.tp))
+    in_detail = len(sizes) == 1 or options.format == "json"
     plans: dict[int, list[LoadPlan]] = {}
     reports: dict[int, CoverageReport] = {}
     refused: dict[int, str] = {}
-    for size in dict.fromkeys(options.tp):
+    for size in sizes:
         try:
-            ranks = _ranks(whole, size)
+            ranks = _ranks(whole, size, every=in_detail)
         except SpecError as error:
             refused[size] = str(error)
             continue
         plans[size] = [rank.plan for rank in ranks if rank.plan is not None]
-        reports[size] = _report(ranks)
-    overview = None
-    if len(plans) + len(refused) > 1:
-        covered = coverage_report(whole.plan).covered
-        overview = sizes_overview(whole.plan, plans, refused, covered)
+        if in_detail:
+            reports[size] = _report(ranks)
+    overview = sizes_overview(whole.plan, plans, refused) if len(sizes) > 1 else None
     return _Checked(reports, refused, overview)
 
 
-def _ranks(whole: Assembly, size: int) -> list[Assembly]:
-    """What each rank would load. Raises SpecError where the model cannot be split so."""
+def _ranks(whole: Assembly, size: int, *, every: bool) -> list[Assembly]:
+    """What each rank would load, or (not `every`) one that holds as much.
+
+    Raises SpecError where the model cannot be split so.
+    """
     from assembler.blocks.parallel import TensorParallel
     from assembler.loading import assemble_rank
+    from assembler.weights.tp_overview import alike_ranks
 
     if size == 1:
         return [whole]
-    return [assemble_rank(whole, TensorParallel(rank, size)) for rank in range(size)]
+    assert whole.plan is not None and whole.weight_map is not None
+    like = range(size) if every else alike_ranks(whole.plan, whole.weight_map, size)
+    planned = {rank: assemble_rank(whole, TensorParallel(rank, size)) for rank in sorted({*like})}
+    return [planned[rank] for rank in like]
 
 
 def _report(ranks: Sequence[Assembly]) -> CoverageReport:

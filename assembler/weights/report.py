@@ -59,12 +59,7 @@ class CoverageReport:
     @property
     def covered(self) -> str:
         """`272/272 tensors, 100 % of bytes, 182/182 parameters`."""
-        t = self.totals
-        return (
-            f"{t.tensors_covered}/{t.tensors} tensors, "
-            f"{_percent(t.nbytes_covered, t.nbytes)} of bytes, "
-            f"{t.parameters_filled}/{t.parameters} parameters"
-        )
+        return covered(self.totals)
 
     @property
     def memory_lines(self) -> list[str]:
@@ -123,6 +118,15 @@ def coverage_report(plan: LoadPlan) -> CoverageReport:
         findings=plan.findings,
         totals=plan.totals,
         tp_size=plan.size,
+    )
+
+
+def covered(totals: Totals) -> str:
+    """How much of both sides a plan covers, in words."""
+    return (
+        f"{totals.tensors_covered}/{totals.tensors} tensors, "
+        f"{_percent(totals.nbytes_covered, totals.nbytes)} of bytes, "
+        f"{totals.parameters_filled}/{totals.parameters} parameters"
     )
 
 

@@ -16,6 +16,8 @@ from assembler.weights.fold import fold_names, fold_text, merge_names
 from assembler.weights.parameters import ParameterSlot
 from assembler.weights.plan import LoadPlan
 from assembler.weights.rank_memory import RankMemory, format_bytes, rank_memory
+from assembler.weights.report import covered
+from assembler.weights.weight_map import WeightMap
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,6 @@ def sizes_overview(
     whole: LoadPlan,
     ranks_by_size: Mapping[int, Sequence[LoadPlan]],
     refused: Mapping[int, str],
-    covered: str,
 ) -> SizesOverview:
     """Compare sizes.
 
@@ -106,7 +107,6 @@ def sizes_overview(
         whole: the plan of the model in one piece.
         ranks_by_size: the plans of all ranks of each size that the model can be built for.
         refused: for the other sizes, the reason that ended the attempt.
-        covered: how much of both sides the plan covers, in words.
     """
     rows, findings = [], dict.fromkeys(whole.findings)
     for size in sorted({*ranks_by_size, *refused}):
@@ -131,8 +131,25 @@ def sizes_overview(
         whole=_modules(held, whole),
         whole_nbytes=sum(piece.nbytes for piece in whole.pieces if piece.target in names),
         findings=tuple(findings),
-        covered=covered,
+        covered=covered(whole.totals),
     )
+
+
+def alike_ranks(whole: LoadPlan, weight_map: WeightMap, size: int) -> list[int]:
+    """For each rank of `size` the first one that holds as many rows of everything as it does.
+
+    Those have as many bytes and the same findings: one plan does for all of them. Where tensors may
+    have spare rows or lack some, each rank is like itself only.
+    """
+    if any(s.any_rows for rule in weight_map.rules for way in rule.ways for s in way.sources):
+        return list(range(size))
+    split = [slot for slot in whole.parameters if slot.layout.dim is not None]
+    parts = {part: None for slot in split for part in slot.parts if not part.refusal(size)}
+    first: dict[tuple[int, ...], int] = {}
+    return [
+        first.setdefault(tuple(len(part.rank_rows(rank, size)) for part in parts), rank)
+        for rank in range(size)
+    ]
 
 
 def _splits(plan: LoadPlan) -> Iterable[tuple[str, str]]:

@@ -14,9 +14,11 @@ from safetensors.torch import load_file
 from tiny_llama import (
     change_config,
     change_tensors,
+    save_llama,
 )
 
-from assembler import coverage, generate
+from assembler import coverage, generate, loading
+from assembler.weights.rank_memory import format_bytes
 
 COMPLETE = "30/30 tensors, 100 % of bytes, 21/21 parameters"
 
@@ -101,6 +103,29 @@ def test_a_size_that_is_refused_fails_the_overview(run: Run, tiny: Path):
     assert two["max_rank_nbytes"] == max(data["2"]["rank_nbytes"])
     assert three["works"] is False and len(three["refusals"]) == 2
     assert data["overview"]["splits"]["column"].startswith("layers.{0-2}.attn.qkv")
+
+
+def test_the_table_plans_one_of_the_ranks_that_are_alike(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    sizes = {"num_attention_heads": 6, "num_key_value_heads": 3, "hidden_size": 48}
+    save_llama(tmp_path / "uneven", tokenizer=False, **sizes)
+    at = f"checkpoint={tmp_path / 'uneven'}"
+    planned = []
+    assemble_rank = loading.assemble_rank
+
+    def count(whole, tp):
+        planned.append((tp.rank, tp.size))
+        return assemble_rank(whole, tp)
+
+    monkeypatch.setattr(loading, "assemble_rank", count)
+    table = run(coverage, at, "tp=[2,3,6]").out
+    assert planned == [(0, 2), (1, 2), (0, 3), (1, 3), (0, 6), (2, 6)]
+    in_detail = json.loads(run(coverage, at, "tp=[2,3,6]", "format=json").out)
+    for size in ("2", "3", "6"):  # what was not planned holds what was said
+        nbytes = in_detail[size]["rank_nbytes"]
+        shown = list(dict.fromkeys(map(format_bytes, (min(nbytes), max(nbytes)))))
+        assert re.search(rf"^ {size} +yes +{' to '.join(shown)} ", table, re.M), (nbytes, table)
 
 
 @pytest.mark.parametrize("case", FINDINGS)
