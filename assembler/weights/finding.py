@@ -22,6 +22,7 @@ FindingKind = Literal[
     "truncated",  # a file ends before its tensors do
     "tp",  # a tensor-parallel split that does not work out
     "map",  # the map itself cannot be applied
+    "values",  # what the weights of norms look like, if asked for
 ]
 
 

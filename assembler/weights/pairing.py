@@ -6,15 +6,17 @@ by name among all tensors (the method of config.json), and for rules with `dequa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from assembler.weights.ignores import Ignore
 from assembler.weights.index import CheckpointIndex, TensorInfo
 from assembler.weights.issues import Issue
 from assembler.weights.naming import Naming
-from assembler.weights.ops import Transpose
+from assembler.weights.ops import Shape, Transpose
 from assembler.weights.quantization import Scheme, UnknownMethod, read_scheme
 from assembler.weights.quantized import (
     MXFP4_BLOCK,
@@ -140,14 +142,15 @@ def _pair(out: Pairing, tensors: dict[str, TensorInfo], weight: str, scheme: Sch
 
 def _find_lone_scales(out: Pairing, tensors: Mapping[str, TensorInfo], scheme: Scheme) -> None:
     for name, info in tensors.items():
-        for end in scheme.scales:
-            weight = name.removesuffix(end) + scheme.values
-            if name.endswith(end) and not isinstance(info, QuantizedInfo):
-                beside = tensors.get(weight)
-                why = "is the scale of {0}, which the checkpoint does not have"
-                if beside is not None:
-                    why = f"is the scale of {{0}}, which is stored as {beside.dtype} and needs none"
-                out.halves.setdefault(name, (why, weight))
+        if not name.endswith(scheme.scales) or isinstance(info, QuantizedInfo):
+            continue
+        end = next(end for end in scheme.scales if name.endswith(end))
+        weight = name.removesuffix(end) + scheme.values
+        beside = tensors.get(weight)
+        why = "is the scale of {0}, which the checkpoint does not have"
+        if beside is not None:
+            why = f"is the scale of {{0}}, which is stored as {beside.dtype} and needs none"
+        out.halves.setdefault(name, (why, weight))
 
 
 def _join(
@@ -155,7 +158,9 @@ def _join(
 ) -> tuple[QuantizedInfo | None, str]:
     """(the weight, what is wrong with its scales). Without problems there is a weight."""
     if scheme.format == "fp8":
-        decoder, problem = _float8(values, scales, scheme.block)
+        decoder, problem = _float8(
+            values.shape, scales.shape, (values.dtype, scales.dtype), scheme.block
+        )
         shape, label, transposed = values.shape, "FP8", False
     else:
         decoder, problem = _mxfp4(values, scales)
@@ -171,10 +176,11 @@ def _join(
     return joined, problem
 
 
+@lru_cache(maxsize=1024)  # thousands of tensors have a handful of shapes
 def _float8(
-    values: TensorInfo, scales: TensorInfo, block: tuple[int, int] | None
+    values: Shape, scales: Shape, dtypes: tuple[str, str], block: tuple[int, int] | None
 ) -> tuple[Decoder | None, str]:
-    shape = values.shape if len(values.shape) > 1 else (1, values.numel)
+    shape = values if len(values) > 1 else (1, math.prod(values))
     lone, (rows, columns) = shape[:-2], shape[-2:]
     grids: list[tuple[tuple[int, ...], tuple[int, int], str]] = []
     if block is not None:
@@ -184,16 +190,16 @@ def _float8(
     grids += [((*lone, rows, 1), (1, columns), "each row"), ((*lone, rows), (1, columns), "")]
     if not lone:
         grids += [((), (rows, columns), ""), ((1,), (rows, columns), "")]
-    if scales.dtype not in SCALE_DTYPES:
-        return None, f"is stored as {scales.dtype}, which is no scale of {{0}}"
+    if dtypes[1] not in SCALE_DTYPES:
+        return None, f"is stored as {dtypes[1]}, which is no scale of {{0}}"
     for grid, size, _ in grids:
-        if grid == scales.shape:
-            return ScaledFloat8(rows, columns, size, values.dtype, scales.dtype), ""
+        if grid == scales:
+            return ScaledFloat8(rows, columns, size, *dtypes), ""
     wanted = " or ".join(f"{list(grid)} for {what}" for grid, _, what in grids if what)
-    found = f"has the shape {list(scales.shape)}"
-    problem = f"{found}, but {{0}} of shape {list(values.shape)} needs {wanted}"
+    found = f"has the shape {list(scales)}"
+    problem = f"{found}, but {{0}} of shape {list(values)} needs {wanted}"
     size = block or (rows, columns)
-    return ScaledFloat8(rows, columns, size, values.dtype, scales.dtype), problem
+    return ScaledFloat8(rows, columns, size, *dtypes), problem
 
 
 def _mxfp4(values: TensorInfo, scales: TensorInfo) -> tuple[Decoder | None, str]:

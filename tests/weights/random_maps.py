@@ -39,7 +39,7 @@ class RandomMap:
 
 
 @st.composite
-def random_maps(draw: Draw) -> RandomMap:
+def random_maps(draw: Draw, alternatives: bool = False) -> RandomMap:
     """Parts of any sizes, spread over tensors in any order and grouping, with ops on each."""
     unit = draw(st.sampled_from([2, 4, 6]))
     counts = draw(st.lists(st.sampled_from([1, 2, 4]), min_size=1, max_size=4))
@@ -62,11 +62,19 @@ def random_maps(draw: Draw) -> RandomMap:
         rules.append(rule)
         for e, tensor in enumerate(tensors):
             disk[f"t{n}.{e}.weight" if experts else f"t{n}.weight"] = tensor.contiguous()
+    if alternatives and draw(st.booleans()):
+        rules = [_among_others(draw, rule) for rule in rules]
     text = (
         f"weights: {json.dumps({'x': rules if len(rules) > 1 else rules[0]})}\ntp: {{column: x}}\n"
     )
     ranks = draw(st.sampled_from([1, 2, 4]))
     return RandomMap(text, layout, disk, whole, ranks)
+
+
+def _among_others(draw: Draw, rule: dict[str, Any]) -> dict[str, Any]:
+    """The rule as one of two ways, of which the other is not on disk."""
+    other = rule | {"from": f"absent_{rule['from']}"}
+    return {"any": draw(st.permutations([rule, other]))}
 
 
 def _groups(draw: Draw, parts: tuple[Part, ...]) -> list[list[Part]]:

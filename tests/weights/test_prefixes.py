@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import (
     Gemma3Config,
@@ -168,6 +170,22 @@ def test_roots_are_replaced_and_given_back():
     back = {theirs: naming.in_map(theirs) for theirs in pairs.values()}
     assert back["a.b.layers.3.x"] == "model.layers.3.x" and back["final.weight"]
     assert back["y"] == "gone.y"
+
+
+_ROOTS = st.lists(st.sampled_from(["a", "b", "a.b", "c.d"]), unique=True, min_size=1, max_size=4)
+
+
+@settings(derandomize=True, deadline=None, database=None)
+@given(_ROOTS, st.permutations(["x", "y", "x.z", "w.v"]), st.text("abcd.", max_size=6))
+def test_names_find_their_way_back(own: list[str], theirs: list[str], rest: str):
+    """Roots that become different roots are undone."""
+    pairs = [
+        (root, f"{other}{n}") for n, (root, other) in enumerate(zip(own, theirs, strict=False))
+    ]
+    naming = Naming(roots=tuple(sorted(pairs, key=lambda pair: -len(pair[0]))))
+    for root in own:
+        name = f"{root}.q{rest}"
+        assert naming.in_map(naming.on_disk(name)) == name
 
 
 def test_a_finding_names_the_tensor_as_the_checkpoint_would(tmp_path: Path):

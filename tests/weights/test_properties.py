@@ -126,7 +126,7 @@ def test_every_op_of_a_chain_is_undone_by_its_inverse(chain: tuple[Shape, list[O
 
 
 @SAME
-@given(random_maps())
+@given(random_maps(alternatives=True))
 def test_a_random_map_loads_what_torch_computes_and_writes_it_back(case: RandomMap):
     with tempfile.TemporaryDirectory() as folder:
         weight_map, index = write_map(Path(folder), case.text), save(Path(folder), case.disk)
