@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,12 @@ def _neutral_value(norm: torch.nn.Module | None) -> float:
 def final_norm(model: torch.nn.Module) -> torch.nn.Module | None:
     """The norm before the head, under any of its names; None where there is none."""
     ends = (".norm", ".ln_f", ".final_layer_norm", ".final_layernorm", ".norm_f", ".final_norm")
-    found = [module for name, module in model.named_modules() if f".{name}".endswith(ends)]
+    ends += (".layer_norm", ".layernorm")
+    found = [
+        module
+        for name, module in model.named_modules()
+        if f".{name}".endswith(ends) and not re.search(r"\.\d+\.", name)  # of one layer
+    ]
     return found[-1] if found else None
 
 
