@@ -69,7 +69,7 @@ def match_rules(weight_map: WeightMap, model: ModelParameters) -> Matched:
 def split_issues(rule: Rule, slot: ParameterSlot, model: ModelParameters) -> Iterator[Issue]:
     """Hold the map's `tp` against what the block was built for."""
     said, built = rule.tp, slot.layout.kind
-    whole_bias = said == "row" and built == "replicated" and len(slot.layout.shape) == 1
+    whole_bias = said == "row" and built == "replicated" and slot.leaf == "bias"
     if said != built and not whole_bias:
         words = {"replicated": "keeps it whole on every rank"}
         theirs = words.get(said, f"splits it by {said}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cases.case import NARROW, TIED, UNTIED, VOCAB_SIZE, WIDE, WINDOW, Case, family, rope
+from cases.case import NARROW, TIED, UNTIED, VOCAB_SIZE, WIDE, WINDOW, Case, family, rope, yarn
 
 _EXPERTS = {"num_experts_per_tok": 2}
 _LOCAL = {**_EXPERTS, "num_local_experts": 5}
@@ -27,6 +27,14 @@ _MULTIPLIERS = {
 _SHARED = {"shared_expert_intermediate_size": 36}
 _DENSE_BETWEEN = {"num_hidden_layers": 5, "decoder_sparse_step": 2, "mlp_only_layers": [3]}
 _PLAIN_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+_CHUNKS = {
+    "num_hidden_layers": 4,
+    "intermediate_size_mlp": 36,
+    "attention_chunk_size": WINDOW,
+    "floor_scale": 5,
+    "attn_scale": 0.6,
+}
 _DBRX = {
     "vocab_size": VOCAB_SIZE,
     "d_model": 48,
@@ -48,6 +56,8 @@ _granite_shared = family(
 )
 _phimoe = family("phimoe", "PhimoeConfig", {**NARROW, **_LOCAL})
 _dbrx = family("dbrx", "DbrxConfig", _DBRX)
+_gpt_oss = family("gpt_oss", "GptOssConfig", {**WIDE, **_LOCAL, "sliding_window": WINDOW})
+_llama4 = family("llama4_text", "Llama4TextConfig", {**WIDE, **_LOCAL, **_PLAIN_IDS, **_CHUNKS})
 _aria = family("aria_text", "AriaTextConfig", {**NARROW, "moe_num_experts": 5, "moe_topk": 2})
 _ernie = family(
     "ernie4_5_moe",
@@ -80,7 +90,7 @@ CASES: tuple[Case, ...] = (
     ),
     _qwen3_moe("window", {"use_sliding_window": True, "sliding_window": WINDOW, **rope()}),
     _qwen3_moe("dense-between", {**_DENSE_BETWEEN, "attention_bias": True, "norm_topk_prob": True}),
-    _olmoe("plain", rope()),
+    _olmoe("clipped", {"clip_qkv": 0.7, **rope()}),
     _olmoe("normalised-tied", {"norm_topk_prob": True, "attention_bias": True, **TIED}),
     _flex_olmo("plain", rope()),
     _flex_olmo("normalised-biases", {"norm_topk_prob": True, "attention_bias": True}),
@@ -93,6 +103,36 @@ CASES: tuple[Case, ...] = (
         {"sliding_window": WINDOW, "attention_bias": True, "lm_head_bias": True, **rope()},
     ),
     _phimoe("wide-jitter", {"router_jitter_noise": 0.2, **TIED}),
+    _dbrx(
+        "clipped",
+        {
+            "attn_config": {**_DBRX_ATTENTION, "clip_qkv": 0.7},
+            "ffn_config": _DBRX_EXPERTS,
+            **rope(),
+        },
+    ),
+    _dbrx(
+        "theta-gelu",
+        {
+            "attn_config": {**_DBRX_ATTENTION, "rope_theta": 10000.0, "clip_qkv": 2.0},
+            "ffn_config": {**_DBRX_EXPERTS, "ffn_act_fn": {"name": "gelu"}},
+        },
+    ),
+    _gpt_oss("windows", {"swiglu_limit": 0.8, **yarn(16, truncate=False)}),
+    _gpt_oss("no-biases-tied", {"attention_bias": False, **TIED, **rope()}),
+    _llama4("chunks-scaled", rope("llama3", factor=8.0, **_LLAMA3)),
+    _llama4(
+        "dense-between-unnormed",
+        {
+            "num_hidden_layers": 6,
+            "interleave_moe_layer_step": 2,
+            "no_rope_layer_interval": 3,
+            "use_qk_norm": False,
+            "attn_temperature_tuning": False,
+            "attention_bias": True,
+            **TIED,
+        },
+    ),
     _aria("shared", {**rope(), **UNTIED}, model_class="AriaTextForCausalLM"),
     _aria(
         "biases",
