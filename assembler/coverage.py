@@ -20,6 +20,7 @@ from assembler.engine.options import Options
 
 if TYPE_CHECKING:
     from assembler.loading import Assembly
+    from assembler.weights.finding import Finding
     from assembler.weights.plan import LoadPlan
     from assembler.weights.report import CoverageReport
     from assembler.weights.tp_overview import SizesOverview
@@ -49,6 +50,10 @@ class CoverageOptions(Options):
     tp: tuple[int, ...] = Field(
         (1,),
         description="tensor-parallel sizes, each over all its ranks: 4, or [1,2,4] to compare them",
+    )
+    probe: Literal["norms"] | None = Field(
+        None,
+        description="norms: read their weights as well, and see whether `offset` suits them",
     )
     format: Literal["table", "json", "markdown"] = Field(
         "table", description="table, json or markdown (for an issue or the summary of a CI run)"
@@ -106,9 +111,10 @@ def _check(options: CoverageOptions, arguments: Arguments) -> _Checked:
         options.conf,
         arguments.overrides,
         search_path=arguments.search_path,
-        download=False,
+        download=options.probe is not None,
     )
     assert whole.plan is not None, "assembled with its weights"
+    probed = _probe(whole) if options.probe == "norms" else ()
     sizes = tuple(dict.fromkeys(options.tp))
     in_detail = len(sizes) == 1 or options.format == "json"
     plans: dict[int, list[LoadPlan]] = {}
@@ -116,15 +122,30 @@ def _check(options: CoverageOptions, arguments: Arguments) -> _Checked:
     refused: dict[int, str] = {}
     for size in sizes:
         try:
-            ranks = _ranks(whole, size, every=in_detail)
+            ranks = [_with(rank, probed) for rank in _ranks(whole, size, every=in_detail)]
         except SpecError as error:
             refused[size] = str(error)
             continue
         plans[size] = [rank.plan for rank in ranks if rank.plan is not None]
         if in_detail:
             reports[size] = _report(ranks)
-    overview = sizes_overview(whole.plan, plans, refused) if len(sizes) > 1 else None
+    overview = sizes_overview(_with(whole, probed).plan, plans, refused) if len(sizes) > 1 else None
     return _Checked(reports, refused, overview)
+
+
+def _probe(whole: Assembly) -> tuple[Finding, ...]:
+    """What the values of the norms say, which headers cannot."""
+    from assembler.weights.norm_probe import probe_norms
+
+    assert whole.plan is not None and whole.index is not None
+    return probe_norms(whole.plan, whole.model, whole.index)
+
+
+def _with(assembly: Assembly, findings: Sequence[Finding]) -> Assembly:
+    """The same with more findings."""
+    assert assembly.plan is not None
+    plan = replace(assembly.plan, findings=(*assembly.plan.findings, *findings))
+    return replace(assembly, plan=plan)
 
 
 def _ranks(whole: Assembly, size: int, *, every: bool) -> list[Assembly]:
