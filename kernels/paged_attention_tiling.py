@@ -9,15 +9,17 @@ from dataclasses import dataclass
 
 MAX_SPLITS = 32
 MIN_KEYS_PER_SPLIT = 256
+MAX_ACCUMULATOR = 1 << 14  # numbers
 
 
 @dataclass(frozen=True)
 class Tiling:
     """Constants of `paged_attention_kernel` (and launch options, in lower case)."""
 
+    HEADS: int  # query heads of a key/value head a program
     BLOCK_Q: int  # query tokens a program
-    BLOCK_M: int  # rows of the query tile, power of two >= BLOCK_Q * query heads a kv head
-    BLOCK_D: int  # power of two >= head dim
+    BLOCK_M: int  # rows of the query tile, power of two >= BLOCK_Q * HEADS
+    BLOCK_D: int  # power of two >= head dim (of a latent cache: without what is also value)
     BLOCK_DV: int  # power of two >= head dim of v
     TILE: int  # keys an iteration
     num_warps: int
@@ -31,8 +33,9 @@ def choose_tiling(
 
     Decode takes one query token a program, prefill as many as fill the rows. Wide heads take fewer
     keys at a time. Exact float32 has no tensor cores: its products live in registers, so it takes
-    smaller tiles and more warps. Compiled for sm_80, sm_86 and sm_90, heads of up to 256 keep
-    within 99 KiB of shared memory and spill (next to) no registers.
+    smaller tiles and more warps. Of a group with more heads than leave the accumulator (rows times
+    values) in the registers, a program takes a part. Compiled for sm_80, sm_86 and sm_90, heads of
+    up to 256 keep within 99 KiB of shared memory and spill (next to) no registers.
     """
     decode = max_seqlen_q == 1
     exact = itemsize == 4
@@ -40,15 +43,17 @@ def choose_tiling(
     block_dv = max(16, _next_power_of_2(head_dim_v))
     wide = max(block_d, block_dv) > 128
     rows = 16 if decode else 32 if exact else 64
-    block_m = max(rows, _next_power_of_2(group))
+    block_m = min(max(rows, _next_power_of_2(group)), max(16, MAX_ACCUMULATOR // block_dv))
+    heads = -(-group // -(-group // block_m))  # the group in equal parts of at most block_m
     tile = 32 if exact else 64
     return Tiling(
-        BLOCK_Q=1 if decode else block_m // group,
+        HEADS=heads,
+        BLOCK_Q=1 if decode else block_m // heads,
         BLOCK_M=block_m,
         BLOCK_D=block_d,
         BLOCK_DV=block_dv,
         TILE=tile // 2 if wide else tile,
-        num_warps=8 if exact or (wide and not decode) else 4,
+        num_warps=8 if exact or (wide and block_m > 16) else 4,
         num_stages=2,
     )
 

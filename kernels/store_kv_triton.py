@@ -24,7 +24,7 @@ def _copy_token(
 @triton.jit
 def store_kv_kernel(
     k_ptr,  # [T, K, D]
-    v_ptr,  # [T, K, Dv]
+    v_ptr,  # [T, K, Dv]; not read when HEAD_DIM_V is 0
     k_cache_ptr,  # [P, page_size, K, D]
     v_cache_ptr,  # [P, page_size, K, Dv]
     slot_mapping_ptr,  # [T] int64
@@ -44,33 +44,38 @@ def store_kv_kernel(
     if slot < 0:
         return
     k_target = k_cache_ptr + slot * (NUM_KV_HEADS * HEAD_DIM)
-    v_target = v_cache_ptr + slot * (NUM_KV_HEADS * HEAD_DIM_V)
     k_source = k_ptr + token * k_token_stride
-    v_source = v_ptr + token * v_token_stride
     _copy_token(k_source, k_target, k_head_stride, NUM_KV_HEADS, HEAD_DIM, BLOCK_K)
-    _copy_token(v_source, v_target, v_head_stride, NUM_KV_HEADS, HEAD_DIM_V, BLOCK_V)
+    if HEAD_DIM_V > 0:
+        v_target = v_cache_ptr + slot * (NUM_KV_HEADS * HEAD_DIM_V)
+        v_source = v_ptr + token * v_token_stride
+        _copy_token(v_source, v_target, v_head_stride, NUM_KV_HEADS, HEAD_DIM_V, BLOCK_V)
 
 
 def store_kv_triton(
     k: torch.Tensor,
-    v: torch.Tensor,
+    v: torch.Tensor | None,
     k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
+    v_cache: torch.Tensor | None,
     slot_mapping: torch.Tensor,
 ) -> None:
     """Write token t's key and value into slot `slot_mapping[t]` of the caches, in place.
 
     Args:
         k: [T, K, D], the last dim contiguous.
-        v: [T, K, Dv], the last dim contiguous.
+        v: [T, K, Dv], the last dim contiguous; None, like v_cache, where the values are a part of
+            the keys.
         k_cache: [P, page_size, K, D], contiguous.
         v_cache: [P, page_size, K, Dv], contiguous.
         slot_mapping: [T] int64, page * page_size + offset; a token with slot -1 is not stored.
     """
+    assert (v is None) == (v_cache is None)
+    num_tokens, num_kv_heads, head_dim = k.shape
+    head_dim_v = 0 if v is None else v.shape[2]
+    if v is None:
+        v, v_cache = k, k_cache  # pointers that are not read
     assert k.stride(2) == 1 and v.stride(2) == 1, (k.stride(), v.stride())
     assert k_cache.is_contiguous() and v_cache.is_contiguous()
-    num_tokens, num_kv_heads, head_dim = k.shape
-    head_dim_v = v.shape[2]
     if num_tokens == 0:
         return
     store_kv_kernel[(num_tokens,)](
@@ -87,6 +92,6 @@ def store_kv_triton(
         HEAD_DIM=head_dim,
         HEAD_DIM_V=head_dim_v,
         BLOCK_K=triton.next_power_of_2(num_kv_heads * head_dim),
-        BLOCK_V=triton.next_power_of_2(num_kv_heads * head_dim_v),
+        BLOCK_V=triton.next_power_of_2(max(1, num_kv_heads * head_dim_v)),
         enable_fp_fusion=True,  # Triton 3.9 warns of a coming change of default if it is not said
     )

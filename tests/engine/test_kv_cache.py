@@ -41,6 +41,17 @@ def test_a_page_holds_keys_and_values_of_all_blocks():
     assert total == 3 * bytes_per_page(SPECS, 4, torch.bfloat16)
 
 
+def test_values_may_have_their_own_width_or_lie_in_the_keys():
+    specs = [CacheSpec(2, 8, value_dim=6), CacheSpec(1, 576, latent=True)]
+    (keys, values), (latent, nothing) = allocate_kv_caches(
+        specs, 3, 4, torch.device("cpu"), torch.float16
+    )
+    assert keys.shape == (3, 4, 2, 8) and values.shape == (3, 4, 2, 6)
+    assert latent.shape == (3, 4, 1, 576) and nothing is None
+    total = keys.nbytes + values.nbytes + latent.nbytes
+    assert total == 3 * bytes_per_page(specs, 4, torch.float16)
+
+
 def test_pages_in_budget_rounds_down():
     page = bytes_per_page(SPECS, 4, torch.float32)
     assert pages_in_budget(3 * page, SPECS, 4, torch.float32) == 3

@@ -57,7 +57,8 @@ class RecordedKernel:
 
 def record_attention(query_lens, dtype, head_dim, heads, splits=1, **options):
     """The kernels that `paged_attention_triton` would launch for such a step."""
-    caches = torch.empty(2, 8, 16, 2, head_dim, dtype=dtype)
+    latent = options.get("value_dim") is not None
+    k_cache = torch.empty(8, 16, 1 if latent else 2, head_dim, dtype=dtype)
     batch = PagedBatch(
         slot_mapping=torch.zeros(sum(query_lens), dtype=torch.int64),
         page_table=torch.zeros(len(query_lens), 4, dtype=torch.int32),
@@ -74,7 +75,8 @@ def record_attention(query_lens, dtype, head_dim, heads, splits=1, **options):
         paged_attention_triton.merge_splits_kernel = merge
         paged_attention_triton.paged_attention_triton(
             torch.empty(sum(query_lens), heads, head_dim, dtype=dtype),
-            *caches,
+            k_cache,
+            None if latent else k_cache,
             batch,
             AttentionOptions(scale=0.1, **options),
             splits=splits,
@@ -131,11 +133,19 @@ def main(backend: str, architecture: str) -> None:
         int(architecture) if backend == "cuda" else architecture,
         32 if backend == "cuda" else 64,
     )
+    per_head = torch.empty(64)
     sources = [
         *record_store(),
         *record_attention([1, 1], torch.bfloat16, 64, heads=6, splits=4, window=100, softcap=30.0),
         *record_attention([1, 70], torch.float16, 80, heads=8),
         *record_attention([5, 70], torch.float32, 128, heads=2, softcap=30.0),
+        *record_attention([1, 1], torch.bfloat16, 576, heads=128, value_dim=512),
+        *record_attention([1, 70], torch.bfloat16, 576, heads=16, value_dim=512),
+        *record_attention([1, 70], torch.bfloat16, 64, heads=64, sinks=per_head, window=128),
+        *record_attention(
+            [1, 70], torch.float16, 64, heads=8, alibi_slopes=per_head, alibi_rounded=True, chunk=64
+        ),
+        *record_attention([1, 70], torch.float32, 576, heads=16, value_dim=512),
         *record_experts(1, torch.bfloat16, name="silu"),
         *record_experts(700, torch.bfloat16, name="quick_gelu", limit=7.0, up_offset=1.0),
         *record_experts(70, torch.float32, name="gelu"),

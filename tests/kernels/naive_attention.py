@@ -26,7 +26,7 @@ def attend_token(q_HD, keys_NKD, values_NKD, options):
         if options.softcap is not None:
             logits = [options.softcap * math.tanh(logit / options.softcap) for logit in logits]
         if options.alibi_slopes is not None:
-            biases = (alibi(options.alibi_slopes[head], n, options) for n in seen)
+            biases = (alibi(options.alibi_slopes[head], place, n, options) for n in seen)
             logits = [logit + bias for logit, bias in zip(logits, biases, strict=True)]
         sink = [] if options.sinks is None else [float(options.sinks[head])]
         weights = [math.exp(logit - max(logits + sink)) for logit in logits + sink]
@@ -43,12 +43,19 @@ def sees(query, key, options):
     return options.chunk is None or query // options.chunk == key // options.chunk
 
 
-def alibi(slope, position, options):
-    """The bias of a key, by its absolute position."""
+def alibi(slope, query, key, options):
+    """The bias of the key at one position for the query at another."""
     if not options.alibi_rounded:
-        return float(slope) * position
-    product = slope.bfloat16() * torch.tensor(position).bfloat16()
+        return float(slope) * (key - query)
+    product = slope.bfloat16() * torch.tensor(key).bfloat16()
     return float(product) * options.scale
+
+
+def head_options(heads, *names, **options) -> AttentionOptions:
+    """Options with a random number a head for each of `names` (sinks, alibi_slopes)."""
+    random = torch.Generator().manual_seed(heads)
+    drawn = {name: 0.2 + torch.rand(heads, generator=random) for name in names}
+    return AttentionOptions(**{"scale": 0.3, **drawn, **options})
 
 
 @dataclass

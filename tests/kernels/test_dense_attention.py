@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from naive_attention import attend_token
+from naive_attention import attend_token, head_options
 
 from assembler.kernels.attention_options import AttentionOptions
 from assembler.kernels.dense_attention import biased_attention, dense_attention
@@ -48,6 +48,40 @@ def test_single_tokens_and_values_of_another_width(length, head_dim, head_dim_v,
     torch.testing.assert_close(got.double(), want, atol=2e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("softcap", [None, 2.5])
+@pytest.mark.parametrize("chunk", [None, 4])
+@pytest.mark.parametrize(
+    "names", [["sinks"], ["alibi_slopes"], ["sinks", "alibi_slopes"]], ids="-".join
+)
+@pytest.mark.parametrize("rounded", [False, True])
+def test_numbers_of_each_head(names, chunk, softcap, rounded):
+    q, k, v = random_qkv(11, 6, 2, 16)
+    options = head_options(6, *names, chunk=chunk, softcap=softcap, alibi_rounded=rounded)
+    want = expected_dense(q, k, v, options)
+    torch.testing.assert_close(
+        dense_attention(q, k, v, options).double(), want, atol=2e-6, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("softcap", [None, 2.5])
+@pytest.mark.parametrize("length", [1, 7])
+def test_values_that_are_a_part_of_the_keys(length, softcap):
+    q, k, _ = random_qkv(length, 4, 1, 24)
+    options = head_options(4, "sinks", value_dim=16, softcap=softcap)
+    want = expected_dense(q, k, k[..., :16], options)
+    torch.testing.assert_close(
+        dense_attention(q, k, None, options).double(), want, atol=2e-6, rtol=1e-5
+    )
+
+
+def test_blocks_of_queries_equal_all_at_once(monkeypatch):
+    q, k, v = random_qkv(11, 6, 2, 16)
+    options = head_options(6, "sinks", "alibi_slopes", window=5)
+    whole = dense_attention(q, k, v, options)
+    monkeypatch.setattr("assembler.kernels.dense_attention.MAX_LOGITS_PER_BLOCK", 500)
+    torch.testing.assert_close(dense_attention(q, k, v, options), whole, atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_keeps_its_dtype_and_a_precise_softmax(dtype, softcap):
@@ -71,6 +105,17 @@ def test_gradients_match_finite_differences(window, softcap):
         return dense_attention(q, k, v, options)
 
     assert torch.autograd.gradcheck(attention, inputs)
+
+
+def test_gradients_of_sinks_and_of_latent_values():
+    q, k, _ = (t[:1].double().requires_grad_() for t in random_qkv(5, 4, 1, 6))
+    sinks = torch.tensor([0.3, -1.0, 2.0, 0.0], dtype=torch.float64, requires_grad=True)
+
+    def attention(q, k, sinks):
+        options = AttentionOptions(scale=0.5, window=4, value_dim=4, sinks=sinks)
+        return dense_attention(q, k, None, options)
+
+    assert torch.autograd.gradcheck(attention, (q, k, sinks))
 
 
 def test_float32_gradients_of_grouped_heads_equal_those_in_float64():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from naive_attention import make_step
+from naive_attention import head_options, make_step
 
 from assembler.kernels.attention_options import AttentionOptions
 from assembler.kernels.dispatch import attention_backend
@@ -19,8 +19,8 @@ def backend(request):
     return attention_backend(request.param, "cpu")
 
 
-def check(backend, step, *, scale=0.3, ulps=16, **more):
-    options = AttentionOptions(scale=scale, **more)
+def check(backend, step, *, ulps=16, options=None, **more):
+    options = options or AttentionOptions(**{"scale": 0.3, **more})
     got = backend.attend(step.q, step.k_cache, step.v_cache, step.batch, options)
     assert got.dtype == step.q.dtype
     tolerance = ulps * torch.finfo(step.q.dtype).eps
@@ -58,6 +58,59 @@ def test_windows_read_nothing_older(backend, shape, window):
 @pytest.mark.parametrize("shape", [MIXED, DECODE], ids=["mixed", "decode"])
 def test_softcap(backend, shape, window):
     check(backend, make_step(**shape, window=window), scale=1.5, window=window, softcap=2.0)
+
+
+@pytest.mark.parametrize("shape", [MIXED, DECODE], ids=["mixed", "decode"])
+@pytest.mark.parametrize("window", [None, 3, 9])
+@pytest.mark.parametrize("chunk", [1, 4, 7, 100])
+def test_chunks_read_no_other_chunk(backend, shape, chunk, window):
+    check(backend, make_step(**shape, chunk=chunk, window=window), chunk=chunk, window=window)
+
+
+HEAD_OPTIONS = {
+    "sinks": (["sinks"], {}),
+    "sinks, window": (["sinks"], {"window": 6}),
+    "alibi": (["alibi_slopes"], {}),
+    "alibi rounded": (["alibi_slopes"], {"alibi_rounded": True}),
+    "all": (["sinks", "alibi_slopes"], {"softcap": 3.0, "window": 9, "chunk": 7}),
+}
+
+
+@pytest.mark.parametrize("shape", [MIXED, DECODE], ids=["mixed", "decode"])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (9, 3), (5, 1)])
+@pytest.mark.parametrize("name", HEAD_OPTIONS)
+def test_numbers_of_each_head(backend, shape, heads, kv_heads, name):
+    names, more = HEAD_OPTIONS[name]
+    options = head_options(heads, *names, **more)
+    sight = {"window": options.window, "chunk": options.chunk}
+    check(backend, make_step(**shape, heads=heads, kv_heads=kv_heads, **sight), options=options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("rounded", [False, True])
+def test_biases_are_precise_whatever_the_dtype(backend, dtype, rounded):
+    options = head_options(4, "sinks", "alibi_slopes", alibi_rounded=rounded)
+    check(
+        backend, make_step([1, 9], [300, 300], dtype=dtype, page_size=16), options=options, ulps=4
+    )
+
+
+@pytest.mark.parametrize("shape", [MIXED, DECODE], ids=["mixed", "decode"])
+@pytest.mark.parametrize(
+    ("heads", "head_dim", "value_dim"), [(1, 24, 16), (3, 40, 24), (16, 16, 16), (40, 336, 272)]
+)
+def test_latent_values_are_a_part_of_the_keys(backend, shape, heads, head_dim, value_dim):
+    step = make_step(
+        **shape, heads=heads, kv_heads=1, head_dim=head_dim, head_dim_v=value_dim, latent=True
+    )
+    check(backend, step, scale=head_dim**-0.5, value_dim=value_dim)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_latent_with_other_options(backend, dtype):
+    options = head_options(6, "sinks", softcap=3.0, window=8, value_dim=24)
+    about = {"heads": 6, "kv_heads": 2, "head_dim": 32, "head_dim_v": 24, "latent": True}
+    check(backend, make_step(**MIXED, **about, window=8, dtype=dtype), options=options, ulps=4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -114,11 +167,14 @@ def test_no_tokens_at_all(backend):
 
 @pytest.mark.parametrize("splits", [2, 8])
 @pytest.mark.parametrize("window", [None, 70])
-def test_split_contexts_merge_to_the_whole(splits, window):
+@pytest.mark.parametrize("latent", [False, True])
+def test_split_contexts_merge_to_the_whole(splits, window, latent):
     from assembler.kernels.paged_attention_triton import paged_attention_triton
 
-    step = make_step([1, 1, 1], [1, 300, 190], heads=6, page_size=16, window=window)
-    options = AttentionOptions(scale=0.3, window=window)
+    about = {"heads": 6, "head_dim": 24, "head_dim_v": 16, "latent": latent, "page_size": 16}
+    step = make_step([1, 1, 1], [1, 300, 190], **about, window=window)
+    value_dim = 16 if latent else None
+    options = head_options(6, "sinks", window=window, value_dim=value_dim)
     got = paged_attention_triton(
         step.q, step.k_cache, step.v_cache, step.batch, options, splits=splits
     )
@@ -141,7 +197,7 @@ def test_decode_beyond_one_group_is_attended_in_several():
 def test_layers_of_a_step_share_the_index_tables():
     step = make_step(**MIXED)
     for window in (None, 4, None, 4):
-        options = AttentionOptions(scale=1.0, window=window)
+        options = head_options(4, "alibi_slopes", window=window)
         paged_attention_torch(step.q, step.k_cache, step.v_cache, step.batch, options)
     assert len(step.batch.derived) == 2
 

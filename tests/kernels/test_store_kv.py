@@ -44,3 +44,11 @@ def test_no_tokens_at_all(backend):
     cache = torch.ones(1, 2, 1, 16)
     backend.store_kv(cache[0, :0], cache[0, :0], cache, cache, torch.empty(0, dtype=torch.int64))
     assert cache.eq(1).all()
+
+
+def test_a_latent_cache_has_no_values(backend):
+    cache = torch.zeros(2, 4, 1, 40)
+    k = torch.randn(3, 1, 40, generator=torch.Generator().manual_seed(0))
+    backend.store_kv(k, None, cache, None, torch.tensor([6, -1, 3]))
+    assert torch.equal(cache.view(8, 1, 40)[[6, 3]], k[[0, 2]])
+    assert not cache.view(8, 1, 40)[[0, 1, 2, 4, 5, 7]].any()

@@ -38,19 +38,24 @@ def test_compiles_ahead_of_time(backend, architecture, shared_memory, tmp_path):
         env=environment,
     )
     assert done.returncode == 0, done.stderr
-    store, decode, merge, prefill, exact, *experts = map(json.loads, done.stdout.splitlines())
+    reports = [json.loads(line) for line in done.stdout.splitlines()]
+    store, decode, merge, prefill, exact, *more, exact_latent = reports[:10]
+    experts = reports[10:]
     assert [store["kernel"], decode["kernel"], merge["kernel"], prefill["kernel"]] == [
         "store_kv_kernel",
         "paged_attention_kernel",
         "merge_splits_kernel",
         "paged_attention_kernel",
     ]
-    assert decode["matrix_instructions"] and prefill["matrix_instructions"]
+    assert all(kernel["matrix_instructions"] for kernel in (decode, prefill, *more))
+    assert {kernel["kernel"] for kernel in (*more, exact_latent)} == {"paged_attention_kernel"}
     assert [k["kernel"] for k in experts] == 3 * ["experts_up_kernel", "experts_down_kernel"]
     assert all(kernel["matrix_instructions"] for kernel in experts[:4])
     if backend == "cuda":  # tensor cores would round float32 to TF32; AMD's multiply it exactly
-        assert all(kernel["matrix_instructions"] == 0 for kernel in (exact, *experts[4:]))
-    for kernel in (store, decode, merge, prefill, exact, *experts):
+        assert all(
+            kernel["matrix_instructions"] == 0 for kernel in (exact, exact_latent, *experts[4:])
+        )
+    for kernel in reports:
         assert kernel["shared"] <= shared_memory
 
 
@@ -60,10 +65,19 @@ def test_compiles_ahead_of_time(backend, architecture, shared_memory, tmp_path):
 @pytest.mark.parametrize("head_dim", [8, 40, 128, 256])
 def test_tiles_hold_the_work(group, head_dim, itemsize, max_seqlen_q):
     tiling = choose_tiling(group, head_dim, head_dim, itemsize, max_seqlen_q)
-    assert 1 <= tiling.BLOCK_Q * group <= tiling.BLOCK_M
+    assert tiling.HEADS == group or (group, head_dim) == (71, 256)  # two programs share these
+    assert 1 <= tiling.BLOCK_Q * tiling.HEADS <= tiling.BLOCK_M
     assert head_dim <= tiling.BLOCK_D == tiling.BLOCK_DV
     for size in (tiling.BLOCK_M, tiling.BLOCK_D, tiling.TILE):
         assert size >= 16 and size & (size - 1) == 0
+
+
+@pytest.mark.parametrize(("group", "heads"), [(16, 16), (32, 32), (40, 20), (128, 32)])
+def test_many_heads_of_wide_values_share_a_group(group, heads):
+    for max_seqlen_q in (1, 500):
+        tiling = choose_tiling(group, 64, 512, 2, max_seqlen_q)
+        assert tiling.HEADS == heads <= tiling.BLOCK_M
+        assert tiling.BLOCK_M * tiling.BLOCK_DV <= 1 << 14
 
 
 @pytest.mark.parametrize(
