@@ -17,7 +17,7 @@ from transformers.utils import logging
 from weight_map_examples import EXAMPLES, build
 
 import assembler
-from assembler import coverage
+from assembler import coverage, explain
 from assembler.loading import assemble
 from assembler.weights.execute import execute_plan, materialize
 from assembler.weights.export_plan import export_plan
@@ -122,6 +122,18 @@ def test_the_tutorial_shows_what_coverage_says(
     assert [re.sub(r"yaml:(\d+)", "yaml:N", line) for line in found] == [
         re.sub(r"yaml:(\d+)", "yaml:N", line) for line in expected
     ]
+
+
+def test_the_story_of_a_tensor_is_the_one_told(
+    write_step: Callable[[int], None], capsys: pytest.CaptureFixture[str]
+):
+    write_step(4)
+    [shown] = [text for text in SHOWN if text.startswith("layers.1.attn.qkv.k: ")]
+    capsys.readouterr()
+    explain.main(["checkpoint=checkpoint", "tensor=layers.1.attn.qkv.k", "tp=2"])
+    told = capsys.readouterr().out.replace("checkpoint/", "path/to/falcon/")
+    number = r"(yaml:\d+|bytes .*)"  # the map stands below a comment, the header may grow
+    assert re.sub(number, "N", told) == re.sub(number, "N", shown)
 
 
 def test_the_tutorial_ends_with_equal_logits(

@@ -25,9 +25,12 @@ def story_lines(story: TensorStory) -> Iterator[str]:
     told = [one for flow in story.flows for one in (flow.source, flow.scales)]
     if story.on_disk is not None and story.on_disk not in told:
         yield from _disk(story.on_disk)
+    before = None
     for flow, alike in _groups(story.flows):
         yield ""
+        yield from _origin(flow, before)
         yield from _flow(flow, story.tp_size)
+        before = flow
         if alike:
             yield _line("likewise", fold_text(other.source.name for other in alike))
     if story.rule is not None:
@@ -62,12 +65,17 @@ def _groups(flows: Sequence[Flow]) -> Iterator[tuple[Flow, list[Flow]]]:
     yield from ((group[0], group[1:]) for group in groups.values())
 
 
-def _flow(flow: Flow, tp_size: int) -> Iterator[str]:
-    yield from _disk(flow.source)
-    if flow.scales is not None:
-        yield from _disk(flow.scales, "scales")
-    if flow.rule is not None:
+def _origin(flow: Flow, before: Flow | None) -> Iterator[str]:
+    """Where it comes from, unless the flow before has said so."""
+    if before is None or flow.source != before.source:
+        yield from _disk(flow.source)
+        if flow.scales is not None:
+            yield from _disk(flow.scales, "scales")
+    if flow.rule is not None and (before is None or flow.rule != before.rule):
         yield _line("rule", _rule(flow.rule))
+
+
+def _flow(flow: Flow, tp_size: int) -> Iterator[str]:
     for step in flow.steps:
         yield _line("op", f"{step.op} → {_shape(step.shape)}")
     if not flow.steps:
@@ -103,7 +111,7 @@ def _into(into: Into) -> str:
 
 def _range(span: tuple[int, int, int], dims: int) -> str:
     dim, start, stop = span
-    noun = ("rows", "columns")[dim] if dim < 2 and dims < 3 else f"dim {dim},"
+    noun = ("rows", "columns")[dim] if dim < 2 and dims < 3 else f"of dim {dim}"
     return f"{noun} {start}:{stop}"
 
 

@@ -12,7 +12,7 @@ from assembler.weights.claims import PLAIN_DTYPES
 from assembler.weights.finding import Finding
 from assembler.weights.fold import covers_any
 from assembler.weights.index import CheckpointIndex
-from assembler.weights.ops import Unsqueeze
+from assembler.weights.ops import Narrow, Unsqueeze
 from assembler.weights.parameters import ParameterSlot
 from assembler.weights.pieces import Piece
 from assembler.weights.plan import LoadPlan
@@ -215,8 +215,10 @@ def _steps(piece: Piece) -> list[Step]:
         by = f" times its scales ({scales[0].dtype})" if scales else ""
         steps.append(Step(f"dequantise {values.dtype}{by} to float32", shape))
     for op in piece.ops:
+        blocks = isinstance(op, Narrow) and len(shape) > 2  # neither rows nor columns
+        text = f"of dim {op.dim} {op.start}:{op.stop}" if blocks else str(op)
         shape = op.shape(shape)
-        steps.append(Step(str(op), shape))
+        steps.append(Step(text, shape))
     return steps
 
 

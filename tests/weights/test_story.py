@@ -83,6 +83,18 @@ def test_a_module_with_a_bias_tells_of_both(tmp_path: Path):
     assert [f.source.name.rpartition(".")[2] for f in flows] == ["weight", "bias"]
 
 
+def test_a_tensor_that_fills_several_parts_is_named_once(tmp_path: Path):
+    mine = write_map(tmp_path, "weights:\n  x: {from: ab, parts: [v, u], per: 2}\n")
+    index = save(tmp_path, {"ab.weight": torch.zeros(6, 2)})
+    model = several({"x": ShardDim("replicated", (6, 2), parts=(Part("u", 4), Part("v", 2)))})
+    story = Storyteller(mine, index, plan_load(mine, model, index)).tell("ab.weight")
+    assert [flow.into.part for flow in story.flows] == ["u", "v"]
+    assert [step.op for step in story.flows[0].steps][1] == "of dim 1 1:3"
+    labels = [line.split()[0] for line in text(story).splitlines()[1:] if line]
+    chain = ["op", "op", "op", "fills"]
+    assert labels == ["tensor", "file", "rule", *chain, *chain]
+
+
 def test_a_name_that_both_sides_have(tmp_path: Path):
     story = teller(tmp_path).tell("lm_head.weight")
     assert story.sides == ("checkpoint", "model") and len(story.flows) == 1
