@@ -13,24 +13,16 @@ from hypothesis import strategies as st
 from loader_harness import Watch, assert_same, load, watch  # noqa: F401 (a fixture)
 from quantized_cases import FP8, Tensors, by_blocks, decoded, fp8
 from random_maps import RandomMap, random_maps
-from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
-from transformers.utils import logging
 from weights_harness import CONFIG, decoder, lone, save, tensors, write_map
 
-import assembler
 from assembler.blocks.parallel import Part, ShardDim, TensorParallel
-from assembler.exporting import ExportSettings, export_checkpoint
-from assembler.loading import assemble
 from assembler.weights import copy_jobs
 from assembler.weights.export_plan import export_plan
 from assembler.weights.index import CheckpointIndex, read_checkpoint_index
 from assembler.weights.plan import plan_load
 from assembler.weights.quantized import Mxfp4, QuantizedInfo, ScaledFloat8
-
-logging.disable_progress_bar()
 
 BLOCK = (4, 5)  # divides nothing: not the heads, not the shares of ranks
 DEEPSEEK = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": list(BLOCK)}
@@ -265,33 +257,3 @@ def test_what_an_export_writes_and_says(tmp_path: Path):
     assert reasons == {"loses the quantised form (FP8): the dequantised weight is written"}
     quantised = next(t for t in plan.tensors if t.name.endswith("down_proj.weight"))
     assert quantised.dtype == torch.bfloat16 and not isinstance(quantised, QuantizedInfo)
-
-
-def test_a_quantised_llama_from_folder_to_folder(tmp_path: Path):
-    """transformers reads the export and computes what we do from the quantised checkpoint."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=96,
-        hidden_size=24,
-        intermediate_size=40,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-    )
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "in")
-    disk, _ = fp8(load_file(tmp_path / "in" / "model.safetensors"), BLOCK)
-    settings = json.loads((tmp_path / "in" / "config.json").read_text())
-    save(tmp_path / "in", disk)
-    settings |= {"quantization_config": DEEPSEEK}
-    (tmp_path / "in" / "config.json").write_text(json.dumps(settings))
-    found = assemble(tmp_path / "in")
-    assert not found.plan.findings
-    export_checkpoint(found, ExportSettings(tmp_path / "out", dtype=torch.float32))
-    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
-    theirs = LlamaForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
-    ids = torch.arange(14).view(2, 7)
-    with torch.inference_mode():
-        expected = theirs(ids).logits
-        ours = assembler.logits(assembler.load_model(tmp_path / "in"), ids)
-    torch.testing.assert_close(ours, expected, atol=3e-5, rtol=1e-4)
