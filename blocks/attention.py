@@ -57,7 +57,7 @@ class RopeAttn(nn.Module):
         position_scale: How queries grow with their position (Llama 4); null means not at all.
         alibi: Settings of linear biases by distance (BLOOM, MPT); null means none.
         window: Sliding window in tokens, the query's own included (Mistral); null means all.
-        chunk: Length, in tokens, of chunks that attend to themselves only (Llama 4); null means all.
+        chunk: Tokens of a chunk; a query sees keys of its own chunk only (Llama 4); null means all.
         softcap: Bound of the scores, cap * tanh(score / cap), before the mask (Gemma 2).
         sinks: Whether each head has a learned score that takes its share of the softmax (gpt-oss).
         scale: Factor of the scores; null means 1 / sqrt(head_dim).

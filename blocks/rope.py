@@ -42,8 +42,8 @@ def rotary_dim(settings: RopeSettings, head_dim: int, path: str) -> int:
             f"{path}: partial {settings.partial} of head_dim {head_dim} gives {dim} rotated "
             "dimensions; RoPE turns pairs, so it needs an even number"
         )
-    if settings.type == "dynamic" and dim == 2:
-        raise SpecError(f"{path}: rope type 'dynamic' needs more than 2 rotated dimensions")
+    if settings.type in ("dynamic", "ntk_alpha") and dim == 2:
+        raise SpecError(f"{path}: rope type '{settings.type}' needs more than 2 rotated dimensions")
     if settings.type == "longrope" and len(settings.short_factor) != dim // 2:
         raise SpecError(
             f"{path}: short_factor and long_factor have {len(settings.short_factor)} numbers; "
@@ -98,8 +98,9 @@ class RotaryEmbedding(nn.Module):
         else:
             cos = torch.stack((cos, cos), -1).flatten(-2)
             sin = torch.stack((-sin, sin), -1).flatten(-2)
-        if self.attention_factor != 1.0:
-            cos, sin = cos * self.attention_factor, sin * self.attention_factor
+        amplitude = self._amplitude_of(ctx.sequence_lengths)
+        if amplitude is not None:
+            cos, sin = cos * amplitude, sin * amplitude
         return cos.to(dtype).unsqueeze(-2), sin.to(dtype).unsqueeze(-2)
 
     def _frequencies_of(self, lengths: torch.Tensor) -> torch.Tensor:
@@ -107,9 +108,21 @@ class RotaryEmbedding(nn.Module):
         if self.settings.type == "dynamic":
             return dynamic_frequencies(self.settings, self.dim, lengths)
         if self.long_inv_freq is not None:
-            is_long = lengths[..., None] > self.settings.original_max_position_embeddings
-            return torch.where(is_long, self.long_inv_freq, self.inv_freq)
+            return torch.where(self._is_long(lengths), self.long_inv_freq, self.inv_freq)
         return self.inv_freq
+
+    def _amplitude_of(self, lengths: torch.Tensor) -> torch.Tensor | float | None:
+        """What multiplies cos and sin of sequences of `lengths` [...]; None for nothing."""
+        if self.settings.long_mscale is not None:
+            factors = torch.where(
+                self._is_long(lengths), self.settings.long_mscale, self.attention_factor
+            )
+            return factors.float()
+        return None if self.attention_factor == 1.0 else self.attention_factor
+
+    def _is_long(self, lengths: torch.Tensor) -> torch.Tensor:
+        """[..., 1]: whether `longrope` takes a text for a long one."""
+        return lengths[..., None] > self.settings.original_max_position_embeddings
 
     def _apply(self, fn: Any, recurse: bool = True) -> RotaryEmbedding:
         """Follow `.to(...)` to the device but not to a dtype: half-precision angles drift."""

@@ -26,6 +26,8 @@ def frequencies(settings: RopeSettings, dim: int) -> torch.Tensor:
             return plain
         case "linear":
             return plain / settings.factor
+        case "ntk_alpha":
+            return 1.0 / _wavelengths(settings.theta * settings.alpha ** (dim / (dim - 2)), dim)
         case "llama3":
             return _llama3(settings, plain)
         case "yarn":
@@ -52,9 +54,14 @@ def dynamic_frequencies(settings: RopeSettings, dim: int, lengths: torch.Tensor)
 
 
 def attention_factor(settings: RopeSettings) -> float:
-    """What multiplies cos and sin, so that attention keeps its temperature when stretched."""
+    """What multiplies cos and sin, so that attention keeps its temperature when stretched.
+
+    `longrope` may have another for texts above the original length, `long_mscale`.
+    """
     if settings.attention_factor is not None:
         return settings.attention_factor
+    if settings.short_mscale is not None:
+        return settings.short_mscale
     if settings.type == "yarn":
         if settings.mscale and settings.mscale_all_dim:
             return _yarn_scale(settings.stretch, settings.mscale) / _yarn_scale(

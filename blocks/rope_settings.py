@@ -10,12 +10,15 @@ from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-RopeType: TypeAlias = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
+RopeType: TypeAlias = Literal[
+    "default", "linear", "dynamic", "ntk_alpha", "llama3", "yarn", "longrope"
+]
 
 _REQUIRED: dict[str, frozenset[str]] = {
     "default": frozenset(),
     "linear": frozenset({"factor"}),
     "dynamic": frozenset({"factor", "max_position_embeddings"}),
+    "ntk_alpha": frozenset({"alpha"}),
     "llama3": frozenset(
         {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
     ),
@@ -35,7 +38,15 @@ _OPTIONAL: dict[str, frozenset[str]] = {
             "truncate",
         }
     ),
-    "longrope": frozenset({"factor", "max_position_embeddings", "attention_factor"}),
+    "longrope": frozenset(
+        {
+            "factor",
+            "max_position_embeddings",
+            "attention_factor",
+            "short_mscale",
+            "long_mscale",
+        }
+    ),
 }
 _COMMON = frozenset({"type", "theta", "partial"})
 
@@ -51,7 +62,8 @@ class RopeSettings(BaseModel):
     type: RopeType = Field(
         "default",
         description="How the frequencies are stretched to longer texts: default (not at all), "
-        "linear, dynamic (NTK), llama3, yarn (Peng et al., 2023) or longrope (Ding et al., 2024).",
+        "linear, dynamic (NTK), ntk_alpha (NTK by a constant), llama3, yarn (Peng et al., 2023) or "
+        "longrope (Ding et al., 2024).",
     )
     theta: float = Field(
         10000.0, gt=1, description="Base of the wavelengths; `rope_theta` in most configs."
@@ -61,6 +73,9 @@ class RopeSettings(BaseModel):
     )
     factor: float | None = Field(
         None, gt=0, description="How many times longer than in pre-training texts may get."
+    )
+    alpha: float | None = Field(
+        None, gt=0, description="ntk_alpha: theta grows by alpha ** (dim / (dim - 2)) (Hunyuan)."
     )
     original_max_position_embeddings: int | None = Field(
         None, gt=0, description="Longest text of pre-training in tokens (llama3, yarn, longrope)."
@@ -110,16 +125,25 @@ class RopeSettings(BaseModel):
     long_factor: tuple[float, ...] | None = Field(
         None, description="longrope: stretch of each frequency in longer texts."
     )
+    short_mscale: float | None = Field(
+        None,
+        gt=0,
+        description="longrope: multiplies cos and sin up to the original length, in place of the "
+        "attention factor (Phi-3.5-MoE).",
+    )
+    long_mscale: float | None = Field(
+        None, gt=0, description="longrope: the same in longer texts; both or neither."
+    )
 
     @model_validator(mode="after")
     def _check_fields_of_type(self) -> RopeSettings:
         given = {name for name in type(self).model_fields if getattr(self, name) is not None}
-        required, optional = _REQUIRED[self.type], _OPTIONAL.get(self.type, frozenset())
+        required, usable = _REQUIRED[self.type], self.used_by(self.type)
         problems = []
         if missing := sorted(required - given):
             problems.append(f"rope type '{self.type}' needs {', '.join(missing)}")
-        if unused := sorted(given - required - optional - _COMMON):
-            uses = ", ".join(sorted(required | optional)) or "only theta and partial"
+        if unused := sorted(given - usable):
+            uses = ", ".join(sorted(usable - _COMMON)) or "only theta and partial"
             problems.append(
                 f"rope type '{self.type}' does not use {', '.join(unused)}; it uses {uses}"
             )
@@ -137,16 +161,25 @@ class RopeSettings(BaseModel):
         if self.type == "yarn" and (self.beta_fast or 32) < (self.beta_slow or 1):
             problems.append("beta_fast must not be less than beta_slow")
         stretches = self.type == "yarn" or (
-            self.type == "longrope" and self.attention_factor is None
+            self.type == "longrope" and self.attention_factor is None and self.short_mscale is None
         )
         if stretches and self.factor is None and self.max_position_embeddings is None:
             problems.append(f"rope type '{self.type}' needs factor or max_position_embeddings")
+        if (self.short_mscale is None) != (self.long_mscale is None):
+            problems.append("short_mscale and long_mscale need each other")
+        if self.short_mscale is not None and self.attention_factor is not None:
+            problems.append("attention_factor has no use beside short_mscale and long_mscale")
         if self.type == "longrope" and len(self.short_factor) != len(self.long_factor):
             problems.append(
                 f"short_factor has {len(self.short_factor)} numbers, "
                 f"long_factor {len(self.long_factor)}"
             )
         return problems
+
+    @classmethod
+    def used_by(cls, kind: RopeType) -> frozenset[str]:
+        """The fields that settings of this type may have."""
+        return _COMMON | _REQUIRED[kind] | _OPTIONAL.get(kind, frozenset())
 
     @property
     def stretch(self) -> float:

@@ -3,14 +3,17 @@
 Three dialects are in use: `rope_theta` + `rope_scaling {type | rope_type, ...}` with
 `partial_rotary_factor` or `rotary_pct` (transformers 4 and the hub), `rope_parameters {rope_type,
 rope_theta, ...}` (transformers 5), and the latter nested per layer type, where null means no
-rotation. A `rope_scaling` that is set replaces `rope_parameters`, as in transformers.
+rotation. A `rope_scaling` that is set replaces `rope_parameters`, as in transformers, and so is
+ignored what the dict says for other types than its own.
 """
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Mapping
 from typing import Any
 
+from assembler.blocks.rope_settings import RopeSettings, RopeType
 from assembler.errors import SpecError
 from assembler.model.config_fields import ConfigFields, Missing
 
@@ -20,6 +23,9 @@ _SCALED_TO_A_PRETRAINED_LENGTH = ("llama3", "yarn", "longrope")
 _NEEDS_MAX_LENGTH = ("dynamic", "longrope")
 _RENAMED = {"rope_theta": "theta", "partial_rotary_factor": "partial"}
 _TYPE_KEYS = ("rope_type", "type")
+# Of the positions in images, which a text does not have, and of the scale of queries: they stand
+# among the settings but do not rotate anything.
+_NOT_ROTATION = frozenset({"mrope_section", "mrope_interleaved", "llama_4_scaling_beta"})
 
 
 def rope_settings(
@@ -44,11 +50,9 @@ def rope_settings(
     if declared is None:
         return None
     settings: dict[str, Any] = {"type": _type_of(declared)}
-    settings |= {
-        _RENAMED.get(key, key): value
-        for key, value in declared.items()
-        if key not in _TYPE_KEYS and value is not None
-    }
+    unused = _unused(settings["type"])
+    named = {_RENAMED.get(key, key): value for key, value in declared.items()}
+    settings |= {k: v for k, v in named.items() if k not in unused and v is not None}
     if own_theta is None:
         _fill(settings, "theta", fields.get(_THETA_FIELDS))
     _fill(settings, "partial", fields.get(_PARTIAL_FIELDS))
@@ -97,7 +101,18 @@ def _type_of(declared: Mapping[str, Any]) -> str:
     # Phi-3 called LongRoPE "su" and, in later files, "yarn"; its factor lists tell it apart.
     if kind == "su" or (kind == "yarn" and "long_factor" in declared):
         return "longrope"
-    return kind
+    if kind == "mrope":  # rotates in three axes, which are one for text
+        return "default"
+    # Hunyuan calls "dynamic" what an alpha makes constant.
+    return "ntk_alpha" if kind == "dynamic" and declared.get("alpha") else kind
+
+
+def _unused(kind: str) -> frozenset[str]:
+    """Keys of a RoPE dict of this type that say nothing about the rotation of a text."""
+    others = frozenset()
+    if kind in typing.get_args(RopeType):
+        others = RopeSettings.model_fields.keys() - RopeSettings.used_by(kind)
+    return _NOT_ROTATION | others | set(_TYPE_KEYS)
 
 
 def _fill(settings: dict[str, Any], key: str, value: Any) -> None:

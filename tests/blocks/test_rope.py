@@ -5,12 +5,21 @@ from __future__ import annotations
 import pytest
 import torch
 from block_harness import randn
-from transformers import CohereConfig, GlmConfig, GPTNeoXConfig, LlamaConfig
+from transformers import (
+    CohereConfig,
+    GlmConfig,
+    GPTNeoXConfig,
+    HunYuanDenseV1Config,
+    LlamaConfig,
+    PhimoeConfig,
+)
 from transformers.models.cohere import modeling_cohere
 from transformers.models.glm import modeling_glm
 from transformers.models.gpt_neox import modeling_gpt_neox
+from transformers.models.hunyuan_v1_dense import modeling_hunyuan_v1_dense
 from transformers.models.llama import modeling_llama
 from transformers.models.phi3 import modeling_phi3
+from transformers.models.phimoe import modeling_phimoe
 
 from assembler.blocks.context import ForwardContext
 from assembler.blocks.rope import RopeSettings, RotaryEmbedding, apply_rotary, rotary_dim
@@ -146,6 +155,46 @@ def test_interleaved_style_keeps_pairs_in_place(module):
     rope = RotaryEmbedding(RopeSettings(partial=partial), int(HEAD_DIM * partial), "interleaved")
     got = apply_rotary(q, *rope(ctx, q.dtype), "interleaved").transpose(1, 2)
     torch.testing.assert_close(got, rotated, rtol=1e-6, atol=1e-6)
+
+
+def test_ntk_alpha_equals_that_of_hunyuan():
+    config = HunYuanDenseV1Config(head_dim=HEAD_DIM, pad_token_id=None)
+    config.rope_parameters = {
+        "rope_type": "dynamic",
+        "rope_theta": 500.0,
+        "alpha": 9.0,
+        "factor": 2.0,
+    }
+    ctx = ForwardContext.dense(200)
+    reference = modeling_hunyuan_v1_dense.HunYuanDenseV1RotaryEmbedding(config)
+    cos, sin = reference(randn(1), ctx.positions[None])
+    rope = RotaryEmbedding(RopeSettings(type="ntk_alpha", theta=500.0, alpha=9.0), HEAD_DIM)
+    our_cos, our_sin = rope(ctx, torch.float32)
+    torch.testing.assert_close(our_cos[:, 0], cos[0], rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(our_sin[:, 0], signed(sin[0]), rtol=1e-5, atol=2e-5)
+
+
+def test_longrope_may_have_an_amplitude_on_either_side_of_the_original_length():
+    mscales = {"short_mscale": 1.2, "long_mscale": 1.4}
+    parameters = {**FACTORS, "original_max_position_embeddings": 32, **mscales}
+    settings = RopeSettings(type="longrope", theta=100.0, **parameters)
+    config = PhimoeConfig(hidden_size=48, num_attention_heads=4, max_position_embeddings=64)
+    config.rope_parameters = {"rope_type": "longrope", "rope_theta": 100.0, **parameters}
+    ctx = ForwardContext.dense(32)
+    cos, sin = modeling_phimoe.PhimoeRotaryEmbedding(config)(randn(1), ctx.positions[None])
+    our_cos, our_sin = RotaryEmbedding(settings, 12)(ctx, torch.float32)
+    torch.testing.assert_close(our_cos[:, 0], cos[0], rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(our_sin[:, 0], signed(sin[0]), rtol=1e-5, atol=2e-5)
+    # transformers keeps the short factors for long texts, unlike the model's own code.
+    del parameters["short_mscale"], parameters["long_mscale"]
+    plain = RopeSettings(type="longrope", theta=100.0, **parameters, attention_factor=1.0)
+    ctx = ForwardContext.dense(33)
+    for ours, base in zip(
+        RotaryEmbedding(settings, 12)(ctx, torch.float32),
+        RotaryEmbedding(plain, 12)(ctx, torch.float32),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, base * 1.4)
 
 
 def test_bfloat16_tables_are_rounded_float32_ones():

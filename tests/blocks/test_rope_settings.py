@@ -30,6 +30,16 @@ LONGROPE = {"short_factor": [1.0, 2.0], "long_factor": [2.0, 4.0]}
         ),
         ({"factor": 2.0}, "'default' does not use factor; it uses only theta and partial"),
         ({"type": "linear", "factor": 2.0, "mscale": 1.0}, "does not use mscale; it uses factor"),
+        ({"type": "ntk_alpha"}, "'ntk_alpha' needs alpha"),
+        (
+            {
+                "type": "longrope",
+                **LONGROPE,
+                "original_max_position_embeddings": 8,
+                "short_mscale": 1.2,
+            },
+            "short_mscale and long_mscale need each other",
+        ),
         ({"type": "ntk"}, "Input should be 'default', 'linear'"),
         ({"base": 10000.0}, "Extra inputs are not permitted"),
         ({"theta": 0.0}, "greater than 1"),

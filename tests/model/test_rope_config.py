@@ -105,6 +105,33 @@ def _normal(config: dict[str, Any], *args: Any) -> dict[str, Any] | Missing | No
             {"type": "yarn", "original_max_position_embeddings": 99},
         ),
         ({"text_config": {"rope_theta": 3.0}}, {"theta": 3.0}),
+        (  # the axes of images are one for text
+            {
+                "rope_theta": 1e4,
+                "rope_scaling": {"type": "mrope", "mrope_section": [2, 1, 1]},
+            },
+            {"type": "default", "theta": 1e4},
+        ),
+        (  # what other types would use does not matter
+            {
+                "rope_theta": 1e4,
+                "rope_scaling": {"type": "dynamic", "alpha": 9.0, "factor": 1.0, "beta_fast": 32},
+            },
+            {"type": "ntk_alpha", "alpha": 9.0},
+        ),
+        (
+            {
+                "rope_theta": 1e4,
+                "max_position_embeddings": 99,
+                "original_max_position_embeddings": 33,
+                "rope_scaling": {"type": "longrope", **LONG, "short_mscale": 1.2, "long_mscale": 2},
+            },
+            {"type": "longrope", "short_mscale": 1.2, "long_mscale": 2},
+        ),
+        (
+            {"rope_parameters": {**LLAMA3, "rope_theta": 7e5, "llama_4_scaling_beta": 0.1}},
+            {"type": "llama3", "theta": 7e5},
+        ),
     ],
 )
 def test_dialects(config: dict[str, Any], expected: dict[str, Any]) -> None:
