@@ -42,6 +42,7 @@ from assembler.model.resolvers import RESOLVERS, bind_config, register_resolvers
 from assembler.model.spec import ModelSpec
 
 _GROUP = "conf"
+_CONFIG_DEFAULTS = "config_defaults"
 
 
 def load_spec(
@@ -83,8 +84,11 @@ def load_spec(
 
     register_resolvers()
     data = _inherited(files)
+    fields = fields.with_defaults(_config_defaults(data, where))
     for override in parsed:
         apply_override(data, override, partial(_resolve_at, fields=fields, where=where))
+        if key_path(override)[:1] == (_CONFIG_DEFAULTS,):
+            fields = fields.with_defaults(_config_defaults(data, where))
     data = _resolve(data, fields, where)
     if fields.is_empty and missing_fields(data.get("hidden_size")):
         raise SpecError(
@@ -118,6 +122,25 @@ def _inherited(files: Sequence[ConfFile]) -> dict[str, Any]:
     for file in reversed(files):
         data = overlay(data, {k: v for k, v in file.marked.data.items() if k != "defaults"})
     return data
+
+
+def _config_defaults(data: Mapping[str, Any], where: Where) -> Mapping[str, Any]:
+    """What the conf says absent fields of config.json mean; plain values, known before the rest."""
+    defaults = data.get(_CONFIG_DEFAULTS)
+    if defaults is None:
+        return {}
+    if not isinstance(defaults, Mapping):
+        key = (_CONFIG_DEFAULTS,)
+        raise SpecError(f"{where(key)}: {_CONFIG_DEFAULTS}: takes a mapping of fields and values")
+    findings = [
+        f"{where(key)}: {dotted(key)}: takes a plain value; interpolations are for the keys that "
+        f"read it: ${{hf:{key[1]},{value}}}"
+        for key, value in leaves(defaults, (_CONFIG_DEFAULTS,))
+        if isinstance(value, str) and "${" in value
+    ]
+    if findings:
+        raise SpecError("\n".join(findings))
+    return defaults
 
 
 def _bound(data: Mapping[str, Any], fields: ConfigFields, where: Where) -> DictConfig:

@@ -32,14 +32,30 @@ class Missing:
 
 
 class ConfigFields:
-    """The fields of one config.json; `text_config`, where there is one, is looked up first."""
+    """The fields of one config.json; `text_config`, where there is one, is looked up first.
 
-    def __init__(self, config: Mapping[str, Any] | None, source: str = "config.json") -> None:
+    `defaults` are what the fields mean that it leaves out. A field that is there, under any of the
+    names it is asked for, comes before all of them, and a null is there.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any] | None,
+        source: str = "config.json",
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:
         self.source = source
         self.is_empty = not config
+        self._defaults = dict(defaults or {})
         outer = dict(config or {})
         inner = outer.get("text_config")
         self._fields: dict[str, Any] = {**outer, **inner} if isinstance(inner, Mapping) else outer
+
+    def with_defaults(self, defaults: Mapping[str, Any]) -> ConfigFields:
+        """The same config with other defaults."""
+        fields = ConfigFields(self._fields, self.source, defaults)
+        fields.is_empty = self.is_empty
+        return fields
 
     def get(self, names: str) -> Any:
         """The value of the first of `names` ("a|b|c", each may be dotted) that is there.
@@ -49,17 +65,21 @@ class ConfigFields:
         A null counts as there only if no later name has a value; a field found nowhere gives a
         `Missing`.
         """
+        found = self._first_of(names, self._fields)
+        return self._first_of(names, self._defaults) if isinstance(found, Missing) else found
+
+    def _first_of(self, names: str, fields: Mapping[str, Any]) -> Any:
         found: Any = Missing(names)
         for name in names.split("|"):
-            value = self._one(name.strip())
+            value = self._one(name.strip(), fields)
             if value is None and isinstance(found, Missing):
                 found = None
             elif value is not None and not isinstance(value, Missing):
                 return value
         return found
 
-    def _one(self, dotted: str) -> Any:
-        value: Any = self._fields
+    def _one(self, dotted: str, fields: Mapping[str, Any]) -> Any:
+        value: Any = fields
         for key in dotted.split("."):
             if isinstance(value, list) and key.isdecimal() and int(key) < len(value):
                 value = value[int(key)]
@@ -73,7 +93,7 @@ class ConfigFields:
         return not isinstance(self.get(name), Missing)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._fields)
+        return iter({**self._defaults, **self._fields})
 
 
 def missing_fields(value: Any) -> list[str]:
