@@ -13,6 +13,7 @@ from assembler.blocks.attention import RopeAttn
 from assembler.blocks.attention_gate import OutputGate
 from assembler.blocks.embedding import Embedding, LMHead
 from assembler.blocks.experts import GatedExperts
+from assembler.blocks.latent_attention import LatentAttn
 from assembler.blocks.linear import Linear
 from assembler.blocks.mlp import MLP, GatedMLP
 from assembler.blocks.moe import MoE
@@ -28,6 +29,7 @@ BLOCKS: tuple[type[nn.Module], ...] = (
     RMSNorm,
     LayerNorm,
     RopeAttn,
+    LatentAttn,
     OutputGate,
     GatedMLP,
     MLP,

@@ -74,6 +74,13 @@ def attention_factor(settings: RopeSettings) -> float:
     return 1.0
 
 
+def score_factor(settings: RopeSettings | None) -> float:
+    """What yarn's `mscale_all_dim` multiplies the scores of latent attention by (DeepSeek-V2)."""
+    if settings is None or not settings.mscale_all_dim:
+        return 1.0
+    return _yarn_scale(settings.stretch, settings.mscale_all_dim) ** 2
+
+
 def _wavelengths(theta: float, dim: int) -> torch.Tensor:
     """[dim // 2] tokens per radian, from 1 up to almost theta."""
     exponents = torch.arange(0, dim, 2, dtype=torch.float32, device="cpu") / dim

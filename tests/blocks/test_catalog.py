@@ -15,6 +15,7 @@ from torch import nn
 from assembler.blocks.catalog import BLOCKS
 from assembler.blocks.context import Routing
 from assembler.blocks.experts import GatedExperts
+from assembler.blocks.norms import LayerNorm
 from assembler.blocks.parallel import Part
 from assembler.blocks.router import SparseMixerRouter
 
@@ -27,6 +28,16 @@ NEEDED = {
     "Linear": {"bias": True},
     "RMSNorm": {"eps": 1e-6},
     "RopeAttn": {"num_heads": 4, "qkv_bias": True, "o_bias": True, "sinks": True},
+    "LatentAttn": {
+        "num_heads": 4,
+        "q_lora_rank": 12,
+        "kv_lora_rank": 10,
+        "nope_head_dim": 6,
+        "rope_head_dim": 4,
+        "v_head_dim": 5,
+        "bias": True,
+        "norm": LayerNorm,
+    },
     "OutputGate": {"bias": True},
     "GatedMLP": {"intermediate_size": 64, "activation": "silu", "bias": True},
     "MLP": {"intermediate_size": 64, "activation": "gelu", "bias": True},

@@ -1,0 +1,194 @@
+"""Attention whose keys and values are kept as one small latent a token (DeepSeek-V2).
+
+Shapes: T stands for the leading dims, [batch, length] in a dense forward and [tokens] in a paged
+one; H are this rank's heads, R is kv_lora_rank.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from assembler.blocks.context import BuildContext, CacheSpec, ForwardContext
+from assembler.blocks.linear import ColumnLinear, RowLinear
+from assembler.blocks.norms import NormSpec
+from assembler.blocks.parallel import Part
+from assembler.blocks.position_scale import PositionScale, position_factors
+from assembler.blocks.rope import RopeSettings, RopeStyle, RotaryEmbedding, apply_rotary, rotary_dim
+from assembler.blocks.rope_frequencies import score_factor
+from assembler.errors import SpecError
+from assembler.kernels.attention_options import AttentionOptions
+from assembler.kernels.dense_attention import dense_attention
+
+Size = Annotated[int, Field(gt=0)]
+
+
+class LatentAttn(nn.Module):
+    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434).
+
+    Keys and values are projected from a normed latent of each token. A head's query and key have a
+    part without positions and a rotated one; the rotated part of the key is alike for all heads. A
+    paged pass caches the latent and the rotated key alone: it multiplies the queries by the keys'
+    projection and what attention read by the values', which gives what the dense forward gives.
+
+    Args:
+        num_heads: Heads of the whole model.
+        q_lora_rank: Width of the latent that queries come from; null means of the stream itself.
+        kv_lora_rank: Width of the latent that keys and values come from.
+        nope_head_dim: Width of a head's query and key without positions (`qk_nope_head_dim`).
+        rope_head_dim: Width of a head's query and key that is rotated (`qk_rope_head_dim`).
+        v_head_dim: Width of a head's value.
+        norm: Norm block over either latent; mostly with an eps of its own, 1e-6.
+        bias: Whether the projections to latents and the output projection add a bias.
+        rope: Settings of the rotary embedding; null means positions are not rotated (NoPE).
+        rope_style: Pairs that turn, as in RopeAttn; DeepSeek's are "interleaved".
+        position_scale: How queries grow with their position (Mistral 4); null means not at all.
+        scale: Factor of the scores; null means 1 / sqrt(nope_head_dim + rope_head_dim), times what
+            yarn's mscale_all_dim makes of it.
+    """
+
+    role: ClassVar[str] = "attention"
+    cache_index: int  # which of a pass's kv_caches is this block's; the model's builder counts them
+
+    def __init__(
+        self,
+        ctx: BuildContext,
+        *,
+        num_heads: Size,
+        q_lora_rank: Size | None = None,
+        kv_lora_rank: Size,
+        nope_head_dim: Size,
+        rope_head_dim: Size,
+        v_head_dim: Size,
+        norm: NormSpec,
+        bias: bool = False,
+        rope: RopeSettings | None = None,
+        rope_style: RopeStyle = "half",
+        position_scale: PositionScale | None = None,
+        scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.rank, self.head_dim = kv_lora_rank, nope_head_dim + rope_head_dim
+        self.nope_dim, self.rope_dim, self.v_dim = nope_head_dim, rope_head_dim, v_head_dim
+        self.scale = self.head_dim**-0.5 * score_factor(rope) if scale is None else scale
+        self.position_scale = position_scale
+
+        def heads(name: str, dim: int) -> Part:
+            return Part(name, num_heads * dim, unit=dim)
+
+        def project(name: str, width: int, *parts: Part, bias: bool = False) -> ColumnLinear:
+            return ColumnLinear(width, parts, bias, ctx.tp, f"{ctx.path}.{name}")
+
+        q = heads("q", self.head_dim)
+        self.q = self.q_a = self.q_a_norm = self.q_b = None
+        if q_lora_rank is None:
+            self.q = project("q", ctx.hidden_size, q)
+        else:
+            self.q_a = project("q_a", ctx.hidden_size, _whole("q_a", q_lora_rank), bias=bias)
+            self.q_a_norm = ctx.child(norm, "q_a_norm", width=q_lora_rank)
+            self.q_b = project("q_b", q_lora_rank, q)
+        latent, rotated = _whole("latent", kv_lora_rank), _whole("rope", rope_head_dim)
+        self.kv_a = project("kv_a", ctx.hidden_size, latent, rotated, bias=bias)
+        self.kv_a_norm = ctx.child(norm, "kv_a_norm", width=kv_lora_rank)
+        v = heads("v", v_head_dim)
+        self.kv_b = project("kv_b", kv_lora_rank, heads("k", nope_head_dim), v)
+        self.o = RowLinear(v, ctx.hidden_size, bias, ctx.tp, f"{ctx.path}.o")
+        self.num_heads = self.kv_b.local_sizes[1] // v_head_dim
+        self.rope = None
+        if rope is not None:
+            dim = _rotated_dim(rope, nope_head_dim, rope_head_dim, ctx.path)
+            self.rope = RotaryEmbedding(rope, dim, rope_style)
+
+    def forward(self, x: torch.Tensor, ctx: ForwardContext) -> torch.Tensor:
+        """[T, hidden] -> [T, hidden]; in a paged pass also stores the tokens' latents."""
+        q_nope, q_rope = self._queries(x, ctx)
+        latent, k_rope = self.kv_a(x).split((self.rank, self.rope_dim), dim=-1)
+        latent, k_rope = self.kv_a_norm(latent), self._rotate(k_rope.unsqueeze(-2), ctx)
+        if ctx.paged is None:
+            out = self._attend_dense(q_nope, q_rope, latent, k_rope)
+        else:
+            out = self._attend_paged(q_nope, q_rope, latent, k_rope, ctx)
+        return self.o(out.flatten(-2))
+
+    def _queries(self, x: torch.Tensor, ctx: ForwardContext) -> tuple[torch.Tensor, torch.Tensor]:
+        """The queries of all heads: [T, H, nope] without positions and [T, H, rope] rotated."""
+        q = self.q(x) if self.q is not None else self.q_b(self.q_a_norm(self.q_a(x)))
+        q = q.unflatten(-1, (self.num_heads, self.head_dim))
+        if self.position_scale is not None:
+            q = q * position_factors(self.position_scale, ctx, q.dtype)
+        nope, rope = q.split((self.nope_dim, self.rope_dim), dim=-1)
+        return nope, self._rotate(rope, ctx)
+
+    def _rotate(self, heads: torch.Tensor, ctx: ForwardContext) -> torch.Tensor:
+        if self.rope is None:
+            return heads
+        cos, sin = self.rope(ctx, heads.dtype)
+        return apply_rotary(heads, cos, sin, self.rope.style)
+
+    def _attend_dense(
+        self,
+        q_nope: torch.Tensor,
+        q_rope: torch.Tensor,
+        latent: torch.Tensor,
+        k_rope: torch.Tensor,
+    ) -> torch.Tensor:
+        """Attention of every head over keys and values of its own -> [T, H, v_head_dim]."""
+        k_nope, v = self.kv_b(latent).split(self.kv_b.local_sizes, dim=-1)
+        k_nope = k_nope.unflatten(-1, (self.num_heads, -1))
+        k = torch.cat((k_nope, k_rope.expand(*k_nope.shape[:-1], -1)), dim=-1)
+        q = torch.cat((q_nope, q_rope), dim=-1)
+        v = v.unflatten(-1, (self.num_heads, -1))
+        return dense_attention(q, k, v, AttentionOptions(scale=self.scale))
+
+    def _attend_paged(
+        self,
+        q_nope: torch.Tensor,
+        q_rope: torch.Tensor,
+        latent: torch.Tensor,
+        k_rope: torch.Tensor,
+        ctx: ForwardContext,
+    ) -> torch.Tensor:
+        """Attention of all heads over the cached latents, projected back -> [T, H, v_head_dim]."""
+        to_keys, to_values = self.kv_b.weight.split(self.kv_b.local_sizes)
+        to_keys = to_keys.view(self.num_heads, self.nope_dim, self.rank)
+        to_values = to_values.view(self.num_heads, self.v_dim, self.rank)
+        q = torch.cat((_per_head(q_nope, to_keys), q_rope), dim=-1)
+        k = torch.cat((latent.unsqueeze(-2), k_rope), dim=-1)
+        k_cache, _ = ctx.kv_caches[self.cache_index]
+        ctx.attention.store_kv(k, None, k_cache, None, ctx.paged.slot_mapping)
+        options = AttentionOptions(scale=self.scale, value_dim=self.rank)
+        read = ctx.attention.attend(q, k_cache, None, ctx.paged, options)
+        return _per_head(read, to_values.transpose(1, 2))
+
+    def cache_spec(self) -> CacheSpec:
+        """The memory this block needs: a latent and a rotated key for each token."""
+        return CacheSpec(1, self.rank + self.rope_dim, value_dim=self.rank, latent=True)
+
+    def extra_repr(self) -> str:
+        return f"num_heads={self.num_heads}, scale={self.scale:.6g}"
+
+
+def _whole(name: str, size: int) -> Part:
+    """Rows that every rank holds."""
+    return Part(name, size, unit=size, replicate=True)
+
+
+def _per_head(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """x [T, H, A] times weights [H, A, B] -> [T, H, B]."""
+    return torch.bmm(x.transpose(0, 1), weights).transpose(0, 1)
+
+
+def _rotated_dim(rope: RopeSettings, nope: int, rotated: int, path: str) -> int:
+    """How many dimensions turn: all that have a position.
+
+    Configs that give the share which turns (Mistral 4) count it of both parts of a head together.
+    """
+    if rope.partial != 1 and int((nope + rotated) * rope.partial) != rotated:
+        raise SpecError(
+            f"{path}: partial {rope.partial} does not fit rope_head_dim {rotated}, all of which "
+            f"is rotated: that is {rotated / (nope + rotated):.6g} of a head"
+        )
+    return rotary_dim(rope.model_copy(update={"partial": 1.0}), rotated, path)
