@@ -39,7 +39,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(case: Case, tmp_path: Path) -> None
     assert_same_tensors(out, source)
     assert (out / "config.json").read_bytes() == (source / "config.json").read_bytes()
     model, info = model_class(case).from_pretrained(
-        out, output_loading_info=True, attn_implementation="eager", dtype="auto"
+        out, output_loading_info=True, attn_implementation=case.attention, dtype="auto"
     )
     assert not info["missing_keys"] and not info["mismatched_keys"]
     assert torch.equal(

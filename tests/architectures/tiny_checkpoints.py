@@ -27,7 +27,7 @@ def make_checkpoint(case: Case, folder: Path) -> PreTrainedModel:
     Every weight, norm and bias is random, and the logits have a standard deviation near 1.
     """
     config = getattr(transformers, case.config_class)(**case.knobs)
-    config._attn_implementation = "eager"
+    config._attn_implementation = case.attention
     torch.manual_seed(0)
     model = model_class(case)(config).eval()
     randomise(model, seed=zlib.crc32(case.name.encode()))

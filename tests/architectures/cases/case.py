@@ -26,6 +26,8 @@ class Case:
     knobs: Mapping[str, Any] = field(repr=False)
     # The class of the model, where transformers' table of causal language models lacks the config.
     model_class: str | None = None
+    # Which of transformers' attention functions is the reference.
+    attention: str = "eager"
     # What the hub's config.json says that transformers 5 does not write, besides the RoPE fields;
     # fields that transformers writes and the hub leaves out; and RoPE fields by another name.
     hub: Mapping[str, Any] = field(default_factory=dict)

@@ -45,6 +45,30 @@ _GPT_NEO = {
 }
 _BIOGPT = {**COMMON, "layer_norm_eps": 2e-3}  # which has no effect
 _PHI = {**COMMON, "num_key_value_heads": 2, "layer_norm_eps": 2e-3, "hidden_size": 64}
+_BLOOM = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 48,
+    "n_layer": 3,
+    "n_head": 6,
+    "layer_norm_epsilon": 2e-3,
+}
+_MPT = {
+    "vocab_size": VOCAB_SIZE,
+    "d_model": 48,
+    "n_layers": 3,
+    "n_heads": 6,
+    "max_seq_len": 64,
+    "layer_norm_epsilon": 2e-3,
+}
+_FALCON = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "ffn_hidden_size": 40,
+    "layer_norm_epsilon": 2e-3,
+}
+_NEW_FALCON = {"new_decoder_architecture": True, "num_kv_heads": 2}
 _STARCODER2 = {**COMMON, "num_key_value_heads": 2, "norm_epsilon": 2e-3}
 
 _gpt2 = family("gpt2", "GPT2Config", _GPT2)
@@ -62,6 +86,9 @@ _japanese = family(
 )
 _phi = family("phi", "PhiConfig", _PHI)
 _starcoder2 = family("starcoder2", "Starcoder2Config", _STARCODER2)
+_bloom = family("bloom", "BloomConfig", _BLOOM)
+_mpt = family("mpt", "MptConfig", _MPT)
+_falcon = family("falcon", "FalconConfig", _FALCON)
 _persimmon = family("persimmon", "PersimmonConfig", _NEOX)
 
 CASES: tuple[Case, ...] = (
@@ -134,4 +161,16 @@ CASES: tuple[Case, ...] = (
     _starcoder2("full-without-biases-untied", {"use_bias": False, **UNTIED}),
     _persimmon("usual", {"hidden_act": "relu2"}),
     _persimmon("plain-tied", {"qk_layernorm": False, **TIED}),
+    _bloom("usual", {}, dropped_prefix="transformer."),
+    _bloom("normed-residual-untied", {"apply_residual_connection_post_layernorm": True, **UNTIED}),
+    _mpt("usual", {}),
+    _mpt("clipped", {"attn_config": {"clip_qkv": 0.6, "softmax_scale": 0.4}}),
+    _falcon(
+        "rw",
+        {"alibi": True, "bias": True, "multi_query": False, "parallel_attn": False},
+        attention="sdpa",  # eager adds the ALiBi biases twice
+    ),
+    _falcon("7b", rope()),
+    _falcon("40b", {**_NEW_FALCON, **UNTIED}),
+    _falcon("11b", {**_NEW_FALCON, "num_ln_in_parallel_attn": 1, "ffn_hidden_size": None}),
 )
