@@ -90,7 +90,7 @@ class CheckpointParameters:
 
     def _make(self, name: str) -> torch.Tensor:
         pieces, constants = self._pieces[name], self._constants[name]
-        values = [apply_ops(piece.ops, self._index.files.read(piece.info)) for piece in pieces]
+        values = [apply_ops(piece.ops, self._index.read_info(piece.info)) for piece in pieces]
         if len(values) == 1 and not constants:
             return values[0]
         dtypes = (value.dtype for value in values)

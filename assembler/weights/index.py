@@ -50,11 +50,15 @@ class CheckpointIndex:
         Raises CheckpointError for an unknown name, an unsupported type, a truncated file, or
         weights that are not on this machine.
         """
-        self.require_weights()
         info = self.tensors.get(name)
         if info is None:
             near = did_you_mean(name, self.tensors)
             raise CheckpointError(f"{self.root}: has no tensor '{name}'.{near}")
+        return self.read_info(info)
+
+    def read_info(self, info: TensorInfo) -> torch.Tensor:
+        """`read` for what a plan's pieces read: a weight of two tensors comes dequantised."""
+        self.require_weights()
         return self.files.read(info)
 
     def require_weights(self) -> None:

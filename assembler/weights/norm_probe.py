@@ -74,7 +74,7 @@ def norm_kinds(plan: LoadPlan, model: nn.Module, index: CheckpointIndex) -> list
         own = pieces.get(f"{path}.weight", ())
         if getattr(module, "role", None) == "norm" and len(own) == 1:
             [piece] = own
-            value = apply_ops(piece.ops, index.files.read(piece.info)).float().flatten()
+            value = apply_ops(piece.ops, index.read_info(piece.info)).float().flatten()
             groups[blank_indices(piece.source)[0], module.offset][piece.source] = value
     return [_kind(values, offset) for (_, offset), values in groups.items()]
 

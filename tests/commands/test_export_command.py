@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from assembler import coverage, export, export_files, exporting
 from assembler.errors import TokenizerError
-from assembler.weights.index import CheckpointIndex
+from assembler.weights.index import CheckpointIndex, TensorInfo
 
 IDS = torch.arange(20).view(2, 10)
 
@@ -181,14 +181,14 @@ def test_a_full_disk_is_seen_before_writing(run: Run, tiny: Path, tmp_path: Path
 def test_an_export_that_breaks_off_leaves_nothing(
     run: Run, tiny: Path, copy: Path, tmp_path: Path, monkeypatch, error
 ):
-    before, read = contents(copy), CheckpointIndex.read
+    before, read = contents(copy), CheckpointIndex.read_info
 
-    def fail_late(index: CheckpointIndex, name: str) -> torch.Tensor:
-        if name == "model.norm.weight":
+    def fail_late(index: CheckpointIndex, info: TensorInfo) -> torch.Tensor:
+        if info.name == "model.norm.weight":
             raise error
-        return read(index, name)
+        return read(index, info)
 
-    monkeypatch.setattr(CheckpointIndex, "read", fail_late)
+    monkeypatch.setattr(CheckpointIndex, "read_info", fail_late)
     for arguments in (["out=new"], [f"out={copy}", "overwrite=true"]):
         result = run(export, f"checkpoint={tiny}", *arguments)
         assert result.status == (130 if error is KeyboardInterrupt else 2) and result.out == ""
