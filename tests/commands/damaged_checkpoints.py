@@ -180,7 +180,7 @@ UNREADABLE: dict[str, tuple[Damage, str]] = {
     ),
     "unknown architecture": (
         lambda folder: change_config(folder, architectures=["Lama4Causal"], model_type="lama"),
-        r"no conf matches this checkpoint \(Lama4Causal, lama\)\..* Did you mean 'llama'\? "
+        r"no conf matches this checkpoint \(Lama4Causal, lama\)\..* Did you mean 'llama'.*\? "
         r"Available: .*qwen3.*\. Pass conf=NAME",
     ),
     "config without a field": (

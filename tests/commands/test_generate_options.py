@@ -180,7 +180,7 @@ WRONG_OPTIONS: dict[str, tuple[str, str]] = {
     "override value": ("conf.layers.count=0", r"command line: layers\.count: .*greater"),
     "override sweep": ("conf.layers.count=1,2", r"conf\.layers\.count=1,2.*sweeps are not"),
     "override block": ("conf.layers.blocks.attn.windw=3", r"windw.*Did you mean 'window'"),
-    "conf": ("conf=lama", r"no conf named 'lama'\. Did you mean 'llama'\? Available: gemma2, "),
+    "conf": ("conf=lama", r"no conf named 'lama'\. Did you mean 'llama'.*\? Available: .*gemma2, "),
     "conf path": ("conf=./lama.yaml", r"conf=\./lama\.yaml: no such file"),
     "more layers": (
         "conf.layers.count=5",
