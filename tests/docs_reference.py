@@ -10,11 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from pydantic import BaseModel
+
+from assembler.blocks.rope_settings import RopeSettings
 from assembler.model import expressions
 from assembler.model.json_schema import model_schema
-from assembler.model.registry import BlockRegistry, default_registry
+from assembler.model.registry import BlockRegistry, BlockSpec, default_registry, summary
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "model-language.md"
 Schema = Mapping[str, Any]
@@ -41,14 +44,31 @@ def _blocks(registry: BlockRegistry, definitions: Schema) -> str:
     parts = []
     for name in registry:
         model = registry[name]
-        summary = model.model_fields["block"].description
+        says = model.model_fields["block"].description
         role = registry.block_class(name).role
         fields = {k: v for k, v in definitions[name]["properties"].items() if k != "block"}
         required = [k for k, info in model.model_fields.items() if info.is_required()]
-        parts += [f"### {name}", f"{summary} Role: {role}.", _table(fields, required)]
-    parts += ["### RoPE settings", "What `rope:` of RopeAttn holds and `${hf_rope:}` gives."]
-    parts += [_table(definitions["RopeSettings"]["properties"], ())]
+        parts += [f"### {name}", f"{says} Role: {role}.", _table(fields, required)]
+    for settings in _settings(registry):
+        fields = definitions[settings.__name__]["properties"]
+        required = [k for k, info in settings.model_fields.items() if info.is_required()]
+        title, says = settings.__name__, f"A mapping, no block. {summary(settings)}"
+        if settings is RopeSettings:
+            title, says = "RoPE settings", "What `rope:` holds and `${hf_rope:}` gives."
+        parts += [f"### {title}", says, _table(fields, required)]
     return "\n\n".join(part for part in parts if part)
+
+
+def _settings(registry: BlockRegistry) -> list[type[BaseModel]]:
+    """The models of fields that hold a mapping of settings and no block, RoPE's first."""
+    annotations = [i.annotation for model in registry.values() for i in model.model_fields.values()]
+    candidates = [kind for a in annotations for kind in (a, *get_args(a))]
+    found = dict.fromkeys(
+        c
+        for c in candidates
+        if isinstance(c, type) and issubclass(c, BaseModel) and not issubclass(c, BlockSpec)
+    )
+    return sorted(found, key=lambda settings: settings is not RopeSettings)
 
 
 def _table(fields: Schema, required: Iterable[str]) -> str:
