@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from cases.case import NARROW, TIED, UNTIED, VOCAB_SIZE, WIDE, WINDOW, Case, family, rope, yarn
+from cases.case import (
+    NARROW,
+    TIED,
+    UNTIED,
+    VOCAB_SIZE,
+    WIDE,
+    WINDOW,
+    Case,
+    family,
+    rope,
+    rope_of_each_kind,
+    yarn,
+)
 
 _EXPERTS = {"num_experts_per_tok": 2}
 _LOCAL = {**_EXPERTS, "num_local_experts": 5}
@@ -27,6 +39,8 @@ _MULTIPLIERS = {
 _SHARED = {"shared_expert_intermediate_size": 36}
 _DENSE_BETWEEN = {"num_hidden_layers": 5, "decoder_sparse_step": 2, "mlp_only_layers": [3]}
 _PLAIN_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_FOUR_WINDOWS = {"num_hidden_layers": 4, "sliding_window": WINDOW}
+_WINDOWS_LAST = ["full_attention", "sliding_attention", "sliding_attention"]
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
 _CHUNKS = {
     "num_hidden_layers": 4,
@@ -56,6 +70,12 @@ _granite_shared = family(
 )
 _phimoe = family("phimoe", "PhimoeConfig", {**NARROW, **_LOCAL})
 _dbrx = family("dbrx", "DbrxConfig", _DBRX)
+_solar = family("solar_open", "SolarOpenConfig", {**WIDE, **_GROUPED})
+_exaone = family("exaone_moe", "ExaoneMoeConfig", {**WIDE, **_NARROW_EXPERTS, **_FOUR_WINDOWS})
+_hy_v3 = family("hy_v3", "HYV3Config", {**WIDE, **_NARROW_EXPERTS})
+_flint = family("flint", "FlintConfig", {**WIDE, **_NARROW_EXPERTS, **_SHARED, **_FOUR_WINDOWS})
+_afmoe = family("afmoe", "AfmoeConfig", {**WIDE, **_NARROW_EXPERTS, **_FOUR_WINDOWS})
+_mellum = family("mellum", "MellumConfig", {**WIDE, **_NARROW_EXPERTS, "sliding_window": WINDOW})
 _gpt_oss = family("gpt_oss", "GptOssConfig", {**WIDE, **_LOCAL, "sliding_window": WINDOW})
 _llama4 = family("llama4_text", "Llama4TextConfig", {**WIDE, **_LOCAL, **_PLAIN_IDS, **_CHUNKS})
 _aria = family("aria_text", "AriaTextConfig", {**NARROW, "moe_num_experts": 5, "moe_topk": 2})
@@ -173,4 +193,70 @@ CASES: tuple[Case, ...] = (
         {"sliding_window": WINDOW, "max_window_layers": 2, "attention_bias": True, **rope()},
     ),
     _dots1("normalised-tied", {"norm_topk_prob": True, "first_k_dense_replace": 0, **TIED}),
+    _solar("groups", rope()),
+    _solar("biases-tied", {"attention_bias": True, "norm_topk_prob": False, "n_group": 2, **TIED}),
+    _exaone("windows", rope()),
+    _exaone(
+        "groups-tied",
+        {
+            "num_experts": 6,
+            "n_group": 3,
+            "topk_group": 2,
+            "norm_topk_prob": False,
+            "sliding_window_pattern": 2,
+            "first_k_dense_replace": 2,
+            "num_shared_experts": 2,
+            "routed_scaling_factor": 1.3,
+            **TIED,
+        },
+    ),
+    _hy_v3("shared", rope()),
+    _hy_v3(
+        "biases-tied",
+        {
+            "attention_bias": True,
+            "mlp_bias": True,
+            "num_shared_experts": 2,
+            "router_scaling_factor": 1.3,
+            "mlp_layer_types": ["sparse", "dense", "sparse"],
+            **TIED,
+        },
+    ),
+    _flint("windows", {"num_hidden_layers": 6, **rope()}),
+    _flint(
+        "biases-tied",
+        {
+            "mlp_only_layers": [1],
+            "attention_bias": True,
+            "norm_topk_prob": False,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            **TIED,
+        },
+        hub={"layer_types": ["sliding_attention", "full_attention"] * 2},
+    ),
+    _afmoe("windows", {"mup_enabled": True, "route_scale": 1.7, **rope()}),
+    _afmoe(
+        "biases-tied",
+        {
+            "attention_bias": True,
+            "num_dense_layers": 2,
+            "num_shared_experts": 1,
+            "global_attn_every_n_layers": 2,
+            **TIED,
+        },
+    ),
+    _mellum(
+        "windows",
+        {"layer_types": _WINDOWS_LAST, **rope_of_each_kind()},
+        hub={"layer_types": _WINDOWS_LAST, **rope_of_each_kind()},
+    ),
+    _mellum(
+        "dense-between-biases",
+        {
+            "mlp_layer_types": ["dense", "sparse", "dense"],
+            "attention_bias": True,
+            "norm_topk_prob": False,
+            **TIED,
+        },
+    ),
 )
