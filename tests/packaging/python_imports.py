@@ -64,7 +64,9 @@ def _imports(node: ast.AST, file: Path, in_function: bool) -> Iterator[Import]:
 
 def third_party(*folders: str) -> dict[str, list[Import]]:
     """The imports of these folders that neither Python nor this repository provides, by name."""
-    own = {"assembler"} | {path.stem for path in python_files("tests")}
+    own = {"assembler"}
+    for path in python_files("tests"):
+        own.add(path.parent.name if path.stem == "__init__" else path.stem)
     found: dict[str, list[Import]] = {}
     for entry in imports_of(*folders):
         if entry.top not in own and entry.top not in sys.stdlib_module_names:

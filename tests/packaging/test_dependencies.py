@@ -10,7 +10,7 @@ from python_imports import PACKAGE_FOLDERS, ROOT, third_party
 tomllib = pytest.importorskip("tomllib", reason="part of Python since 3.11")
 
 # Distributions whose import name is another one than their own.
-IMPORT_NAMES = {"hydra_core": "hydra", "pyyaml": "yaml"}
+IMPORT_NAMES = {"hydra_core": "hydra", "markdown_it_py": "markdown_it", "pyyaml": "yaml"}
 # Used by the tests and by .ci/run without an import: run as `python -m`, or by transformers.
 TOOLS = {"build", "ruff", "accelerate"}
 
