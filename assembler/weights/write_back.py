@@ -7,7 +7,7 @@ and ranks, add up to the whole tensor; and bit for bit if no op on the way round
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -69,10 +69,12 @@ def find_losses(
         weight_map: the map that the pieces were planned with.
         by_tensor: the pieces of every rank (`pieces_by_tensor`).
     """
-    share_read = cache(_share_read)  # thousands of tensors are read in a handful of ways
+    reasons = cache(_reasons)  # thousands of tensors are read in a handful of ways
     lost: dict[tuple[str, bool, str], list[str]] = {}
     for name, group in by_tensor.items():
-        for reason, rounds in _reasons([item.piece for item in group], share_read):
+        info = group[0].piece.info
+        chains = tuple([item.piece.ops for item in group])
+        for reason, rounds in reasons(info.shape, loss_of(info), chains):
             lost.setdefault((reason, rounds, group[0].piece.target), []).append(name)
     if not lost:
         return ()
@@ -87,16 +89,22 @@ def find_losses(
 
 
 def _reasons(
-    pieces: Sequence[Piece], share_read: Callable[[tuple[Op, ...], Shape], Fraction]
-) -> Iterable[tuple[str, bool]]:
-    """Why a tensor is not what its pieces give back, and whether it is only rounding."""
-    losses = [loss for piece in pieces for op in piece.ops if (loss := op.loss) is not None]
-    losses += filter(None, [loss_of(pieces[0].info)])
-    for loss in dict.fromkeys(losses):
-        yield f"loses {loss}", True
-    covered = sum(share_read(piece.ops, piece.info.shape) for piece in pieces)
+    shape: Shape, own_loss: str | None, chains: Sequence[tuple[Op, ...]]
+) -> tuple[tuple[str, bool], ...]:
+    """Why a tensor is not what its pieces give back, and whether it is only rounding.
+
+    Args:
+        shape: of the tensor.
+        own_loss: what reading it loses already.
+        chains: the ops of each piece.
+    """
+    losses = [loss for ops in chains for op in ops if (loss := op.loss) is not None]
+    losses += [own_loss] if own_loss else []
+    reasons = [(f"loses {loss}", True) for loss in dict.fromkeys(losses)]
+    covered = sum(_share_read(ops, shape) for ops in chains)
     if covered != 1:
-        yield f"the model holds {float(covered):.1%} of its values", False
+        reasons.append((f"the model holds {float(covered):.1%} of its values", False))
+    return tuple(reasons)
 
 
 def _share_read(ops: Sequence[Op], shape: Shape) -> Fraction:
