@@ -29,12 +29,17 @@ QUICK = frozenset(
     {
         "gemma2-softcaps",
         "gemma3-multimodal",
+        "glm4_moe-qk-norms",
         "gpt2-published-names",
         "gpt_neox-parallel",
+        "gpt_oss-windows",
         "llama-biases",
         "llama-dynamic-rope-long-text",
+        "llama4_text-chunks-scaled",
         "phi3-longrope-long-text-tied",
+        "phimoe-wide-jitter",
         "qwen2-tied",
+        "qwen2_moe-dense-between-windows",
         "qwen3-windows-tied",
     }
 )

@@ -42,6 +42,15 @@ _PLAIN_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _FOUR_WINDOWS = {"num_hidden_layers": 4, "sliding_window": WINDOW}
 _WINDOWS_LAST = ["full_attention", "sliding_attention", "sliding_attention"]
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+# transformers 5.23 keeps the short factors of this model in long texts, so there is no such row.
+_LONGROPE = rope(
+    "longrope",
+    short_factor=[1.0 + 0.3 * n for n in range(6)],
+    long_factor=[1.5 + 1.1 * n for n in range(6)],
+    original_max_position_embeddings=32,
+    short_mscale=1.3,
+    long_mscale=1.6,
+)
 _CHUNKS = {
     "num_hidden_layers": 4,
     "intermediate_size_mlp": 36,
@@ -122,6 +131,7 @@ CASES: tuple[Case, ...] = (
         "window-biases",
         {"sliding_window": WINDOW, "attention_bias": True, "lm_head_bias": True, **rope()},
     ),
+    _phimoe("longrope-short-text", _LONGROPE),
     _phimoe("wide-jitter", {"router_jitter_noise": 0.2, **TIED}),
     _dbrx(
         "clipped",
@@ -173,6 +183,7 @@ CASES: tuple[Case, ...] = (
     ),
     _ernie("routed-only", {"moe_num_shared_experts": 0}),
     _hunyuan("shared", rope()),
+    _hunyuan("alpha-rope", rope("dynamic", alpha=8.0, factor=1.0)),
     _hunyuan("biases-tied", {"attention_bias": True, **TIED}, hub={"moe_topk": [2, 2, 2]}),
     _minimax("partial-rope", rope(partial_rotary_factor=0.5), hub={"rotary_dim": 10}),
     _minimax("full-rope-tied", TIED),
