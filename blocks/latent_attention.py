@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import nn
 
 from assembler.blocks.context import BuildContext, CacheSpec, ForwardContext
-from assembler.blocks.linear import ColumnLinear, RowLinear
+from assembler.blocks.linear import ColumnLinear, ReplicatedLinear, RowLinear
 from assembler.blocks.norms import NormSpec
 from assembler.blocks.parallel import Part
 from assembler.blocks.position_scale import PositionScale, position_factors
@@ -79,22 +79,22 @@ class LatentAttn(nn.Module):
         def heads(name: str, dim: int) -> Part:
             return Part(name, num_heads * dim, unit=dim)
 
-        def project(name: str, width: int, *parts: Part, bias: bool = False) -> ColumnLinear:
-            return ColumnLinear(width, parts, bias, ctx.tp, f"{ctx.path}.{name}")
+        def per_head(name: str, width: int, *parts: Part) -> ColumnLinear:
+            return ColumnLinear(width, parts, False, ctx.tp, f"{ctx.path}.{name}")
 
         q = heads("q", self.head_dim)
         self.q = self.q_a = self.q_a_norm = self.q_b = None
         if q_lora_rank is None:
-            self.q = project("q", ctx.hidden_size, q)
+            self.q = per_head("q", ctx.hidden_size, q)
         else:
-            self.q_a = project("q_a", ctx.hidden_size, _whole("q_a", q_lora_rank), bias=bias)
+            self.q_a = ReplicatedLinear(ctx.hidden_size, (Part("latent", q_lora_rank),), bias)
             self.q_a_norm = ctx.child(norm, "q_a_norm", width=q_lora_rank)
-            self.q_b = project("q_b", q_lora_rank, q)
-        latent, rotated = _whole("latent", kv_lora_rank), _whole("rope", rope_head_dim)
-        self.kv_a = project("kv_a", ctx.hidden_size, latent, rotated, bias=bias)
+            self.q_b = per_head("q_b", q_lora_rank, q)
+        latent, rotated = Part("latent", kv_lora_rank), Part("rope", rope_head_dim, rope_head_dim)
+        self.kv_a = ReplicatedLinear(ctx.hidden_size, (latent, rotated), bias)
         self.kv_a_norm = ctx.child(norm, "kv_a_norm", width=kv_lora_rank)
         v = heads("v", v_head_dim)
-        self.kv_b = project("kv_b", kv_lora_rank, heads("k", nope_head_dim), v)
+        self.kv_b = per_head("kv_b", kv_lora_rank, heads("k", nope_head_dim), v)
         self.o = RowLinear(v, ctx.hidden_size, bias, ctx.tp, f"{ctx.path}.o")
         self.num_heads = self.kv_b.local_sizes[1] // v_head_dim
         self.rope = None
@@ -169,11 +169,6 @@ class LatentAttn(nn.Module):
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, scale={self.scale:.6g}"
-
-
-def _whole(name: str, size: int) -> Part:
-    """Rows that every rank holds."""
-    return Part(name, size, unit=size, replicate=True)
 
 
 def _per_head(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -56,6 +56,22 @@ class Linear(_LocalLinear):
         }
 
 
+class ReplicatedLinear(_LocalLinear):
+    """Named projections of one input, fused into a single weight that every rank holds whole."""
+
+    def __init__(self, in_features: int, parts: tuple[Part, ...], bias: bool) -> None:
+        super().__init__(in_features, sum(part.size for part in parts), bias=bias)
+        self.parts = parts
+
+    def shard_dims(self) -> dict[str, ShardDim]:
+        """Every rank holds all of it; the parts are for the map to name."""
+        return {
+            leaf: ShardDim("replicated", tuple(value.shape), parts=self.parts)
+            for leaf, value in self._parameters.items()
+            if value is not None
+        }
+
+
 class ColumnLinear(_LocalLinear):
     """Named projections of one input, fused into a single weight [sum of local rows, in_features].
 

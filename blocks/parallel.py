@@ -133,8 +133,9 @@ class ShardDim:
     """How one parameter is laid out over the group: the block's half of the sharding truth.
 
     `shape` is the shape over the whole group. `dim` is the dimension that is split (None when every
-    rank holds all of it). `parts` are the named segments along `dim` in storage order; their sizes
-    add up to `shape[dim]`. An unfused, split dimension has one part.
+    rank holds all of it). `parts` are the named segments along `dim` (the first one when it is
+    None) in storage order; their sizes add up to its size. An unfused, split dimension has one
+    part.
     """
 
     kind: ShardKind
@@ -143,5 +144,6 @@ class ShardDim:
     parts: tuple[Part, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        if self.dim is not None:
-            assert sum(p.size for p in self.parts) == self.shape[self.dim], (self.parts, self.shape)
+        if self.dim is not None or self.parts:
+            size = self.shape[self.dim or 0]
+            assert sum(p.size for p in self.parts) == size, (self.parts, self.shape)

@@ -8,7 +8,7 @@ from block_harness import fill, local_slice, randn
 from torch import nn
 from torch.nn import functional as F
 
-from assembler.blocks.linear import ColumnLinear, RowLinear
+from assembler.blocks.linear import ColumnLinear, ReplicatedLinear, RowLinear
 from assembler.blocks.parallel import Part, TensorParallel
 from assembler.errors import SpecError
 
@@ -80,3 +80,11 @@ def test_they_are_linears_and_draw_no_random_numbers():
     assert torch.equal(before, torch.get_rng_state())
     with torch.device("meta"):
         assert RowLinear(PARTS[0], 10, True, TensorParallel()).weight.is_meta
+
+
+def test_a_replicated_layer_is_whole_on_every_rank_and_names_its_parts():
+    layer = ReplicatedLinear(6, (Part("latent", 4), Part("rope", 2)), bias=True)
+    layouts = layer.shard_dims()
+    assert {leaf: dim.shape for leaf, dim in layouts.items()} == {"weight": (6, 6), "bias": (6,)}
+    assert all(dim.kind == "replicated" and dim.dim is None for dim in layouts.values())
+    assert [part.name for part in layouts["weight"].parts] == ["latent", "rope"]
