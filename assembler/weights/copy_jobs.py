@@ -3,9 +3,9 @@
 A piece whose values lie in its parameter as they do in the file, in the parameter's own type, is
 read straight into it (`DirectRead`): no byte of it is ever anywhere else. Other pieces pass through
 a staging buffer a few rows at a time (`StagedRows`): a change of dtype, a transpose, the columns of
-a row-parallel weight. For columns the rows are read whole: pages hold several of them, and disks
-read ahead, so picking columns from the disk saves next to nothing. Only what has no strides at all
-(an ungrouping, a rope permutation) is staged as one tensor (`StagedTensor`).
+a row-parallel weight. Columns are picked on disk where that spares pages (`StagedColumns`): rows of
+a few pages have to be read whole. Only what has no strides at all (an ungrouping, a rope
+permutation) is staged as one tensor (`StagedTensor`).
 """
 
 from __future__ import annotations
@@ -65,6 +65,18 @@ class StagedRows:
 
 
 @dataclass(frozen=True)
+class StagedColumns:
+    """The same values of each of some rows, read without what lies between them."""
+
+    info: TensorInfo
+    place: torch.Tensor
+    region: Region
+
+    def run(self, staging: Staging) -> None:
+        staging.copy(self.place, staging.read_columns(self.info, self.region))
+
+
+@dataclass(frozen=True)
 class StagedTensor:
     """A whole tensor, from which each chain of ops makes what goes to its place."""
 
@@ -78,7 +90,7 @@ class StagedTensor:
             staging.copy(place, apply_ops(ops, whole))
 
 
-Job = DirectRead | StagedRows | StagedTensor
+Job = DirectRead | StagedRows | StagedColumns | StagedTensor
 
 
 def tensor_jobs(pieces: Sequence[Piece], parameters: Mapping[str, torch.Tensor]) -> list[Job]:
@@ -129,7 +141,7 @@ def _own_range(copy: Copy) -> Iterator[Job]:
 
 def _staged_rows(
     info: TensorInfo, targets: Sequence[tuple[torch.Tensor, Region]]
-) -> Iterator[StagedRows]:
+) -> Iterator[StagedRows | StagedColumns]:
     """Cut regions that have their rows in common into ranges of a few rows."""
     first = targets[0][1]
     count, pitch = first.size[first.outer], first.stride[first.outer]
@@ -138,12 +150,11 @@ def _staged_rows(
     row_bytes = pitch * 4 if block > 1 else pitch * nbytes
     step = max(1, STAGED_BYTES // row_bytes)
     step = -(-step // block) * block if pitch % block else step  # do not cut through a block
+    narrow = len(targets) == 1 and not paired and block == 1 and first.is_narrow(nbytes)
     for start in range(0, count, step):
         stop = min(start + step, count)
-        yield StagedRows(
-            info,
-            tuple(
-                (place.narrow(region.outer, start, stop - start), region.rows(start, stop))
-                for place, region in targets
-            ),
+        parts = tuple(
+            (place.narrow(region.outer, start, stop - start), region.rows(start, stop))
+            for place, region in targets
         )
+        yield StagedColumns(info, *parts[0]) if narrow else StagedRows(info, parts)

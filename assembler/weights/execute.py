@@ -3,7 +3,8 @@
 The order is `materialize` -> `execute_plan` -> `reset_buffers` -> `tie_weights`. Tensors are read
 in file order, each byte at most once, and every piece is copied once, into its slice of the final
 parameter, changing dtype on the way: there is no concatenation and no second copy of the model.
-Parameters that `map_parameters` leaves in the file are given to `materialize` and not read at all.
+Parameters that `map_parameters` leaves in the file are given to `materialize` and not read here:
+their pages are fetched in the background, also after the load has returned.
 
 A load that fails leaves no half-loaded model: its parameters go back to the meta device, where any
 use of them raises.
@@ -22,6 +23,7 @@ from assembler.errors import CheckpointError
 from assembler.weights.copy_jobs import slice_of
 from assembler.weights.file_reader import FileReader
 from assembler.weights.index import CheckpointIndex
+from assembler.weights.page_prefetch import PagePrefetch
 from assembler.weights.plan import LoadPlan, TieCheck
 from assembler.weights.streaming import default_readers, stream_pieces
 
@@ -113,19 +115,21 @@ def execute_plan(
     parameters = dict(model.named_parameters(remove_duplicate=False))
     meta = [name for name, p in parameters.items() if p.is_meta]
     assert not meta, f"materialize the model before loading it: {meta[:3]}"
+    readers = readers or default_readers()
+    pieces = [piece for piece in plan.pieces if piece.target not in mapped]
+    copied = {piece.source for piece in pieces}
+    left = {p.source: p.info for p in plan.pieces if p.source not in copied}.values()
     reader = FileReader(scattered=_partly_read(plan, index))
+    prefetch = PagePrefetch(left, readers)
     try:
-        pieces = [piece for piece in plan.pieces if piece.target not in mapped]
-        unread = {p.source: p.info for p in plan.pieces} | {p.source: None for p in pieces}
-        for info in filter(None, unread.values()):
-            reader.prefetch(info)
-            report(info.nbytes)
-        stream_pieces(pieces, parameters, reader, report, readers or default_readers())
+        report(sum(info.nbytes for info in left))
+        stream_pieces(pieces, parameters, reader, report, readers)
         for constant in plan.constants:
             slice_of(parameters[constant.target], constant.target_slice).fill_(constant.value)
         for tie in plan.ties:
             check_tie(tie, index)
     except BaseException:
+        prefetch.stop()
         _unload(model)
         raise
     finally:

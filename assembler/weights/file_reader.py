@@ -46,9 +46,21 @@ class FileReader:
         with self._lock:
             self.nbytes_read += done
 
-    def prefetch(self, info: TensorInfo) -> None:
-        """Let the kernel start to read a tensor that stays memory-mapped."""
-        os.posix_fadvise(self._open(info.file), info.offset, info.nbytes, os.POSIX_FADV_WILLNEED)
+    def read_rows(
+        self, buffer: memoryview, info: TensorInfo, start: int, pitch: int, width: int
+    ) -> None:
+        """Fill `buffer` with `width` bytes of each row: the tensor's from `start`, `pitch` apart.
+
+        The disk is asked for all rows before the first is waited for.
+
+        Raises what `read_into` raises.
+        """
+        rows = range(len(buffer) // width)
+        descriptor = self._open(info.file)
+        for n in rows:
+            _advise(descriptor, info.offset + start + n * pitch, width, "POSIX_FADV_WILLNEED")
+        for n in rows:
+            self.read_into(buffer[n * width : (n + 1) * width], info, start + n * pitch)
 
     def close(self) -> None:
         """Close every file. No read may be under way."""
@@ -64,7 +76,12 @@ class FileReader:
                 except OSError as error:
                     raise CheckpointError(f"{file}: cannot be read: {error.strerror}.") from error
                 self._descriptors[file] = descriptor
-                advice = os.POSIX_FADV_RANDOM if file in self.scattered else None
-                if advice is not None:
-                    os.posix_fadvise(descriptor, 0, 0, advice)
+                if file in self.scattered:
+                    _advise(descriptor, 0, 0, "POSIX_FADV_RANDOM")
             return self._descriptors[file]
+
+
+def _advise(descriptor: int, start: int, nbytes: int, advice: str) -> None:
+    """`posix_fadvise`, where the system has it."""
+    if hasattr(os, advice):
+        os.posix_fadvise(descriptor, start, nbytes, getattr(os, advice))

@@ -8,6 +8,7 @@ its parameter where its values lie there as they do in the file, without a word 
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +17,8 @@ from itertools import pairwise
 import torch
 
 from assembler.weights.ops import Op, Shape, apply_ops
+
+PAGE_BYTES = mmap.PAGESIZE  # the least that a disk is asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,13 @@ class Region:
             if d != self.outer
         ]
         return self.size[self.outer] == 1 or sum(inner) < self.stride[self.outer]
+
+    def is_narrow(self, itemsize: int) -> bool:
+        """Whether reading its rows one by one leaves at least a quarter of the pages on disk."""
+        row = self.rows(0, 1)
+        pages = -(-(row.stop - row.offset) * itemsize // PAGE_BYTES) + 1  # rows are not aligned
+        pitch = self.stride[self.outer] * itemsize
+        return row.is_contiguous and pages * PAGE_BYTES <= 0.75 * pitch
 
     def rows(self, start: int, stop: int) -> Region:
         """Indices `start:stop` of the outer dim."""

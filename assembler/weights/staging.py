@@ -6,11 +6,14 @@ memory stays bounded by their number times the largest chunk.
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from assembler.weights.file_reader import FileReader
 from assembler.weights.gguf_dequant import DEQUANTIZERS, block_layout, dequantize
 from assembler.weights.quantized import QuantizedInfo
+from assembler.weights.regions import Region
 from assembler.weights.tensor_data import TORCH_DTYPES
 from assembler.weights.tensor_info import TensorInfo
 
@@ -29,6 +32,7 @@ class Staging:
             A flat tensor, valid until the next read, and the number of its first value: whole
             blocks are read of quantised formats, which come out as float32.
         """
+        self._turn()
         if isinstance(info, QuantizedInfo):
             return self._read_pair(info, start, stop)
         values, nbytes = block_layout(info.dtype)
@@ -56,12 +60,28 @@ class Staging:
         info.decoder.decode(part, *raw, floats)
         return floats, part.first
 
+    def read_columns(self, info: TensorInfo, region: Region) -> torch.Tensor:
+        """The values of a region whose rows are `is_narrow`, in its shape; valid as from `read`."""
+        self._turn()
+        dtype, row = TORCH_DTYPES[info.dtype], region.rows(0, 1)
+        width, count = math.prod(row.size), region.size[region.outer]
+        raw = self._buffer("raw", count * width * dtype.itemsize)
+        start, pitch, width = (
+            n * dtype.itemsize for n in (region.offset, region.stride[region.outer], width)
+        )
+        self.reader.read_rows(memoryview(raw.numpy()), info, start, pitch, width)
+        inner = region.size[: region.outer] + region.size[region.outer + 1 :]
+        return raw.view(dtype).view(count, *inner).movedim(0, region.outer)
+
     def copy(self, place: torch.Tensor, values: torch.Tensor) -> None:
         """Store `values`, a view of what `read` gave, in a parameter."""
         place.copy_(values)
 
     def finish(self) -> None:
         """Wait until everything is stored."""
+
+    def _turn(self) -> None:
+        """Called before each read: what was read before may be overwritten."""
 
     def _buffer(self, name: str, nbytes: int) -> torch.Tensor:
         """Uninitialised bytes; the same memory whenever it is large enough."""
@@ -90,11 +110,10 @@ class PinnedStaging(Staging):
         self._spare: dict[str, torch.Tensor] = {}
         self._done, self._spare_done = torch.cuda.Event(), torch.cuda.Event()
 
-    def read(self, info: TensorInfo, start: int, stop: int) -> tuple[torch.Tensor, int]:
+    def _turn(self) -> None:
         self._buffers, self._spare = self._spare, self._buffers
         self._done, self._spare_done = self._spare_done, self._done
         self._done.synchronize()  # its last copy to the device; at once if there was none
-        return super().read(info, start, stop)
 
     def copy(self, place: torch.Tensor, values: torch.Tensor) -> None:
         with torch.cuda.stream(self.stream):

@@ -14,7 +14,13 @@ from weights_harness import MAP, decoder, nest, save, tensors, write_map
 
 from assembler.blocks.linear import ColumnLinear
 from assembler.blocks.parallel import Part, TensorParallel
-from assembler.weights.copy_jobs import DirectRead, StagedRows, StagedTensor, tensor_jobs
+from assembler.weights.copy_jobs import (
+    DirectRead,
+    StagedColumns,
+    StagedRows,
+    StagedTensor,
+    tensor_jobs,
+)
 from assembler.weights.file_reader import FileReader
 from assembler.weights.index import read_checkpoint_index
 from assembler.weights.plan import plan_load
@@ -156,6 +162,44 @@ def test_a_rank_reads_only_its_rows(tmp_path: Path, watch: Watch):  # noqa: F811
             assert by_name[name] == info.nbytes, name
         else:
             assert by_name[name] <= info.nbytes, name
+
+
+@pytest.mark.parametrize("to", [torch.float32, torch.bfloat16], ids=str)
+def test_columns_are_picked_on_disk_where_that_spares_pages(
+    to: torch.dtype,
+    tmp_path: Path,
+    watch: Watch,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("assembler.weights.regions.PAGE_BYTES", 8)
+    weight_map, index, rank = write_map(tmp_path), save(tmp_path, tensors()), TensorParallel(1, 2)
+    down = index.tensors["model.layers.0.mlp.down_proj.weight"]
+    kinds = kinds_of_jobs(decoder(tp=rank), weight_map, index, down.name)
+    assert set(kinds) == {StagedColumns}
+    loaded = load(decoder(tp=rank), weight_map, index, to)
+    assert_same(loaded, load_naively(decoder(tp=rank), weight_map, index, to))
+    watch.assert_each_byte_at_most_once()
+    rows = [n for _, start, n in watch.reads if down.offset <= start < down.end]
+    assert rows == [down.nbytes // down.shape[0] // 2] * down.shape[0]
+
+
+def test_columns_of_a_transposed_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its rows are the parameter's columns: what a rank holds of a row lies in one run."""
+    monkeypatch.setattr("assembler.weights.regions.PAGE_BYTES", 4)
+    torch.manual_seed(0)
+    index = save(tmp_path, {"x.weight": torch.randn(WIDE, 72), "x.bias": torch.randn(72)})
+    text = "weights:\n  x: {from: x, transpose: true}\ntp: {column: x}\n"
+    weight_map = write_map(tmp_path, text)
+
+    def model() -> nn.Module:
+        root = nn.Module()
+        root.tp = TensorParallel(1, 4)
+        with torch.device("meta"):
+            nest(root, "x", ColumnLinear(WIDE, (Part("x", 72, 6),), True, root.tp))
+        return root
+
+    assert set(kinds_of_jobs(model(), weight_map, index, "x.weight")) == {StagedColumns}
+    assert_same(load(model(), weight_map, index), load_naively(model(), weight_map, index))
 
 
 def test_readers_ask_for_file_order(tmp_path: Path, watch: Watch):  # noqa: F811
