@@ -186,7 +186,7 @@ class RopeAttn(nn.Module):
 
     def cache_spec(self) -> CacheSpec:
         """The KV memory this block needs on this rank."""
-        return CacheSpec(self.num_kv_heads, self.head_dim, self.window)
+        return CacheSpec(self.num_kv_heads, self.head_dim, self._options().reach)
 
     def shard_dims(self) -> dict[str, ShardDim]:
         """The sinks go with their heads."""

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from assembler.blocks.context import ForwardContext
+from assembler.engine.kv_cache import allocate_kv_caches
 from assembler.kernels.dispatch import attention_backend
 from assembler.kernels.paged_batch import PagedBatch
 
@@ -35,9 +36,12 @@ class PagedTexts:
         blocks = [block for block in model.modules() if hasattr(block, "cache_index")]
         self.kv_caches = []
         for block in sorted(blocks, key=lambda block: block.cache_index):
-            spec = block.cache_spec()
-            shape = (len(order), page_size, spec.num_kv_heads, spec.head_dim)
-            pair = tuple(30 * torch.randn(shape, generator=generator) for _ in range(2))
+            pair = allocate_kv_caches(
+                [block.cache_spec()], len(order), page_size, torch.device("cpu"), torch.float32
+            )[0]
+            for cache in pair:
+                if cache is not None:
+                    cache.normal_(std=30, generator=generator)
             self.kv_caches.append(pair)
 
     @torch.no_grad()
