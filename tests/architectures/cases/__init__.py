@@ -27,6 +27,8 @@ CASES: tuple[Case, ...] = (
 )
 QUICK = frozenset(
     {
+        "apertus-biases",
+        "bloom-usual",
         "gemma2-softcaps",
         "gemma3-multimodal",
         "glm4_moe-qk-norms",
@@ -36,11 +38,13 @@ QUICK = frozenset(
         "llama-biases",
         "llama-dynamic-rope-long-text",
         "llama4_text-chunks-scaled",
+        "opt-projections-post-norm",
         "phi3-longrope-long-text-tied",
         "phimoe-wide-jitter",
         "qwen2-tied",
         "qwen2_moe-dense-between-windows",
         "qwen3-windows-tied",
+        "xglm-usual",
     }
 )
 

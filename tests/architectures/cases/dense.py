@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
-from cases.case import Case
+from cases.case import NARROW, TIED, Case, family
 
-CASES: tuple[Case, ...] = ()
+_apertus = family("apertus", "ApertusConfig", NARROW)
+_bitnet = family("bitnet", "BitNetConfig", NARROW)
+
+CASES: tuple[Case, ...] = (
+    _apertus("biases", {"attention_bias": True}),
+    _bitnet("tied", TIED),
+)
