@@ -6,10 +6,8 @@ repository of the Hub, whose weights then stay there.
 
 from __future__ import annotations
 
-import gc
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +16,7 @@ import torch
 
 from assembler.errors import CheckpointError, did_you_mean
 from assembler.weights.checkpoint_files import CheckpointFiles, LocalFiles
+from assembler.weights.collector import collector_paused
 from assembler.weights.finding import Finding
 from assembler.weights.gguf_index import read_gguf, read_gguf_folder
 from assembler.weights.safetensors_index import read_safetensors_file, read_safetensors_folder
@@ -87,10 +86,10 @@ def read_checkpoint_index(checkpoint: str | Path) -> CheckpointIndex:
     if isinstance(checkpoint, str):
         files = open_remote(checkpoint)
         if files is not None:
-            with _collector_paused():
+            with collector_paused():
                 return _folder(files)
         path = resolve_checkpoint(checkpoint)
-    with _collector_paused():
+    with collector_paused():
         return _read(Path(path))
 
 
@@ -113,18 +112,6 @@ def _read(path: Path) -> CheckpointIndex:
     raise CheckpointError(
         f"{path}: is no checkpoint. Pass a folder, a .safetensors file or a .gguf file."
     )
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Hold the cycle collector back: over many small objects, none in a cycle, it doubles time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _folder(files: CheckpointFiles) -> CheckpointIndex:

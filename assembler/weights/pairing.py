@@ -124,11 +124,12 @@ def _pair(out: Pairing, tensors: dict[str, TensorInfo], weight: str, scheme: Sch
     values = tensors[weight + scheme.values]
     if values.dtype not in _VALUES[scheme.format]:
         return  # a plain weight among quantised ones
-    wanted = scheme.scale_names(weight)
-    scales = next((tensors[name] for name in wanted if name in tensors), None)
+    scales = None
+    for end in scheme.scales:
+        scales = scales or tensors.get(weight + end)
     if scales is None:
         why = f"is stored as {values.dtype}, and its scale {{0}} is not in the checkpoint"
-        out.halves[values.name] = (why, wanted[0])
+        out.halves[values.name] = (why, weight + scheme.scales[0])
         return
     joined, problem = _join(weight, values, scales, scheme)
     if problem:

@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import nn
 
 from assembler.errors import CheckpointError, did_you_mean
+from assembler.weights.collector import collector_paused
 from assembler.weights.finding import Finding
 from assembler.weights.index import CheckpointIndex, TensorInfo
 from assembler.weights.issues import Issue, fold_issues
@@ -114,6 +115,13 @@ def plan_load(
     Returns:
         The plan. Nothing is raised for a checkpoint that does not fit: that is in `findings`.
     """
+    with collector_paused():
+        return _plan(weight_map, model, index, cut)
+
+
+def _plan(
+    weight_map: WeightMap, model: nn.Module, index: CheckpointIndex, cut: str | None
+) -> LoadPlan:
     parameters = read_parameters(model)
     matched = match_rules(weight_map, parameters)
     recipes = list(matched.recipes)

@@ -27,9 +27,6 @@ class Scheme:
     block: tuple[int, int] | None = None  # rows and columns that share a scale; None: config.json
     ignored: tuple[tuple[str, str], ...] = ()  # (glob, why) of what quantised arithmetic needs
 
-    def scale_names(self, weight: str) -> list[str]:
-        return [weight + suffix for suffix in self.scales]
-
 
 _ACTIVATIONS = "activations are not quantised here"
 _CACHE = "the KV cache is not quantised here"
