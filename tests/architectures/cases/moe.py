@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cases.case import (
+    COMMON,
     NARROW,
     TIED,
     UNTIED,
@@ -41,6 +42,17 @@ _DENSE_BETWEEN = {"num_hidden_layers": 5, "decoder_sparse_step": 2, "mlp_only_la
 _PLAIN_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _FOUR_WINDOWS = {"num_hidden_layers": 4, "sliding_window": WINDOW}
 _WINDOWS_LAST = ["full_attention", "sliding_attention", "sliding_attention"]
+_COHERE2 = {
+    **COMMON,
+    **_NAMED,
+    **_PLAIN_IDS,
+    "num_hidden_layers": 5,
+    "num_key_value_heads": 2,
+    "head_dim": 20,
+    "layer_norm_eps": 2e-3,
+    "logit_scale": 0.3,
+    "sliding_window": WINDOW,
+}
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
 # transformers 5.23 keeps the short factors of this model in long texts, so there is no such row.
 _LONGROPE = rope(
@@ -85,6 +97,7 @@ _hy_v3 = family("hy_v3", "HYV3Config", {**WIDE, **_NARROW_EXPERTS})
 _flint = family("flint", "FlintConfig", {**WIDE, **_NARROW_EXPERTS, **_SHARED, **_FOUR_WINDOWS})
 _afmoe = family("afmoe", "AfmoeConfig", {**WIDE, **_NARROW_EXPERTS, **_FOUR_WINDOWS})
 _mellum = family("mellum", "MellumConfig", {**WIDE, **_NARROW_EXPERTS, "sliding_window": WINDOW})
+_cohere2 = family("cohere2_moe", "Cohere2MoeConfig", _COHERE2)
 _gpt_oss = family("gpt_oss", "GptOssConfig", {**WIDE, **_LOCAL, "sliding_window": WINDOW})
 _llama4 = family("llama4_text", "Llama4TextConfig", {**WIDE, **_LOCAL, **_PLAIN_IDS, **_CHUNKS})
 _aria = family("aria_text", "AriaTextConfig", {**NARROW, "moe_num_experts": 5, "moe_topk": 2})
@@ -269,5 +282,30 @@ CASES: tuple[Case, ...] = (
             "norm_topk_prob": False,
             **TIED,
         },
+    ),
+    _cohere2("routed-only", rope()),
+    _cohere2(
+        "shared-averaged-sigmoid",
+        {
+            "expert_selection_fn": "sigmoid",
+            "norm_topk_prob": False,
+            "num_shared_experts": 2,
+            "mlp_layer_types": ["dense", "sparse", "sparse", "dense", "sparse"],
+            **UNTIED,
+        },
+    ),
+    _cohere2(
+        "shared-summed-rms-norms",
+        {
+            "expert_selection_fn": "sigmoid",
+            "attention_bias": True,
+            "rms_norm_eps": 2e-3,
+            "num_shared_experts": 1,
+            "shared_expert_combination_strategy": "sum",
+            "first_k_dense_replace": 2,
+            "prefix_dense_sliding_window_pattern": 2,
+            "prefix_dense_intermediate_size": 36,
+        },
+        hub={"first_k_dense_replace": 2},
     ),
 )
