@@ -103,7 +103,9 @@ def _takes(schema: Schema) -> str:
 def _word(schema: Schema) -> str:
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
-        return f"a {name.replace('_', ' ')}" if name.endswith("_block") else f"a mapping ({name})"
+        article = "an" if name[0] in "aeiou" else "a"
+        words = f"{article} {name.replace('_', ' ')}"
+        return words if name.endswith("_block") else f"a mapping ({name})"
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
