@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from assembler.errors import SpecError, did_you_mean
-from assembler.model.conf_files import ConfFile, matches_of
+from assembler.model.conf_files import ConfFile, ancestry, matches_of
 
 _KEYS = ("architectures", "model_type", "config_class")
 
@@ -18,6 +18,10 @@ def detect_conf(config: Mapping[str, Any], roots: Sequence[Path]) -> ConfFile:
     `config["architectures"]` decides; if no conf names one of them, `model_type`; then the name of
     the config's class (`auto_map.AutoConfig` of checkpoints that bring their own code). Each entry
     of `matches` is one name or a list of names, the aliases among them.
+
+    A class can stand for several types: transformers saves InternLM3 as a LlamaForCausalLM, and the
+    text model in a Mistral3ForConditionalGeneration is a Mistral or a Ministral 3. So a conf that
+    builds on the one so found, and is for the `model_type` (first that of `text_config`), wins.
 
     Raises:
         SpecError: nothing matches (lists what is available, and the nearest names), or two confs
@@ -30,7 +34,8 @@ def detect_conf(config: Mapping[str, Any], roots: Sequence[Path]) -> ConfFile:
         wanted = read(config)
         fitting = [conf for conf, matches in confs if wanted & _names(matches.get(key))]
         if fitting:
-            return _the_one(fitting, roots, key, wanted)
+            found = _the_one(fitting, roots, key, wanted)
+            return _of_its_type(found, config, confs, roots) or found
     raise SpecError(_nothing_fits(config, confs))
 
 
@@ -49,6 +54,30 @@ def _the_one(
                 f"pass conf={here[0].name} or conf={here[1].name}"
             )
     raise AssertionError("every conf was found below a root")
+
+
+def _of_its_type(
+    found: ConfFile,
+    config: Mapping[str, Any],
+    confs: list[tuple[ConfFile, Any]],
+    roots: Sequence[Path],
+) -> ConfFile | None:
+    """The conf for the config's model type that builds on `found`, if there is one."""
+    text = config.get("text_config")
+    for fields in (text if isinstance(text, Mapping) else {}, config):
+        wanted = _names(fields.get("model_type"))
+        fitting = [
+            conf
+            for conf, matches in confs
+            if wanted & _names(matches.get("model_type")) and _builds_on(conf, found, roots)
+        ]
+        if fitting:
+            return _the_one(fitting, roots, "model_type", wanted)
+    return None
+
+
+def _builds_on(conf: ConfFile, other: ConfFile, roots: Sequence[Path]) -> bool:
+    return conf.path != other.path and other.path in {f.path for f in ancestry(conf, roots)}
 
 
 def _nothing_fits(config: Mapping[str, Any], confs: list[tuple[ConfFile, Any]]) -> str:

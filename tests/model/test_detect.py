@@ -42,6 +42,34 @@ def test_order_of_detection(roots: list[Path], config: dict[str, Any], name: str
     assert detect_conf(config, roots).name == name
 
 
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ({"architectures": ["AlphaLM"], "model_type": "delta"}, "delta"),
+        ({"architectures": ["BetaLM"], "model_type": "delta"}, "beta"),  # does not build on it
+        ({"architectures": ["AlphaLM"], "model_type": "other"}, "alpha"),
+        ({"architectures": ["AlphaLM"], "text_config": {"model_type": "delta"}}, "delta"),
+        ({"model_type": "alpha", "text_config": {"model_type": "delta"}}, "delta"),
+        ({"model_type": "delta", "text_config": {"model_type": "alpha"}}, "delta"),
+        ({"text_config": {"model_type": "delta"}, "model_type": "beta"}, "beta"),
+    ],
+)
+def test_the_model_type_tells_apart_what_shares_a_class(
+    ws: Workspace, roots: list[Path], config: dict[str, Any], name: str
+) -> None:
+    ws.write("delta", "defaults: [alpha]\nmatches: {model_type: delta}", roots[1])
+    assert detect_conf(config, roots).name == name
+
+
+def test_the_user_s_conf_is_not_replaced_by_a_more_special_one(
+    ws: Workspace, roots: list[Path]
+) -> None:
+    ws.write("delta", "defaults: [alpha]\nmatches: {model_type: delta}", roots[1])
+    ws.write("mine", "defaults: [alpha]\nmatches: {architectures: AlphaLM}", roots[0])
+    config = {"architectures": ["AlphaLM"], "model_type": "delta"}
+    assert detect_conf(config, roots).name == "mine"
+
+
 def test_the_user_s_root_wins(ws: Workspace, roots: list[Path]) -> None:
     ws.write("mine", "matches: {architectures: [AlphaLM]}", roots[0])
     assert detect_conf({"architectures": ["AlphaLM"]}, roots).name == "mine"
