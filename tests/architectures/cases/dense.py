@@ -2,12 +2,121 @@
 
 from __future__ import annotations
 
-from cases.case import NARROW, TIED, Case, family
+from cases.case import (
+    COMMON,
+    NARROW,
+    TIED,
+    UNTIED,
+    WIDE,
+    WINDOW,
+    Case,
+    family,
+    rope,
+    yarn,
+)
 
-_apertus = family("apertus", "ApertusConfig", NARROW)
-_bitnet = family("bitnet", "BitNetConfig", NARROW)
+_FOUR_LAYERS = {"num_hidden_layers": 4}
+_BIASES = {"attention_bias": True, "mlp_bias": True}
+_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+_LISTED = {"layer_types": ["sliding_attention", "full_attention", "full_attention"] * 2}
+_MULTIPLIERS = {
+    "embedding_multiplier": 1.7,
+    "residual_multiplier": 0.6,
+    "attention_multiplier": 0.21,
+    "logits_scaling": 1.3,
+}
+_NORMAL_SIZES = {**NARROW, "rms_norm_eps": 1e-5}  # for what a config.json leaves out
+_PADDING = {"pad_token_id": 0}  # that of the class lies outside the small vocabulary
+
+_gemma = family("gemma", "GemmaConfig", WIDE)
+_granite = family("granite", "GraniteConfig", {**NARROW, **_MULTIPLIERS})
+_hyperclovax = family("hyperclovax", "HyperCLOVAXConfig", {**WIDE, **_MULTIPLIERS})
+_glm = family("glm", "GlmConfig", {**WIDE, **_PADDING})
+_glm4 = family("glm4", "Glm4Config", {**WIDE, **_PADDING})
+_helium = family("helium", "HeliumConfig", {**NARROW, "head_dim": 12})
+_cwm = family("cwm", "CwmConfig", {**WIDE, "num_hidden_layers": 6, "sliding_window": WINDOW})
+_arcee = family("arcee", "ArceeConfig", WIDE)
+_ministral = family("ministral", "MinistralConfig", {**WIDE, "sliding_window": WINDOW})
+_ministral3 = family("ministral3", "Ministral3Config", {**WIDE, **_PADDING})
+_seed_oss = family("seed_oss", "SeedOssConfig", WIDE)
+_internlm3 = family("internlm3", "InternLM3Config", WIDE)
+_iquestcoder = family("iquestcoder", "IQuestCoderConfig", WIDE)
+_vaultgemma = family(
+    "vaultgemma",
+    "VaultGemmaConfig",
+    {**WIDE, **_FOUR_LAYERS, "query_pre_attn_scalar": 20, "sliding_window": WINDOW},
+)
+_ernie4_5 = family("ernie4_5", "Ernie4_5Config", WIDE)
+_smollm3 = family("smollm3", "SmolLM3Config", {**NARROW, **_PADDING, "num_hidden_layers": 5})
+_olmo = family("olmo", "OlmoConfig", {**COMMON, "num_key_value_heads": 2, "eos_token_id": 2})
+_olmo2 = family("olmo2", "Olmo2Config", {**NARROW, "eos_token_id": 2})
+_olmo3 = family("olmo3", "Olmo3Config", {**NARROW, "num_hidden_layers": 5, "eos_token_id": 2})
+_exaone4 = family("exaone4", "Exaone4Config", {**WIDE, "num_hidden_layers": 5})
+_hunyuan = family("hunyuan_v1_dense", "HunYuanDenseV1Config", WIDE)
 
 CASES: tuple[Case, ...] = (
-    _apertus("biases", {"attention_bias": True}),
-    _bitnet("tied", TIED),
+    _gemma(
+        "tied-biases", {"attention_bias": True, "hidden_act": "gelu"}, hub={"hidden_act": "gelu"}
+    ),
+    _gemma("untied-silu", {"hidden_act": "silu", "num_key_value_heads": 1, **rope(), **UNTIED}),
+    _granite("multipliers", rope()),
+    _granite("biases-tied", {**_BIASES, **TIED}),
+    _hyperclovax("post-norms", {**_BIASES, **rope()}),
+    _hyperclovax(
+        "no-post-norms-tied", {"use_post_norm": False, "attention_multiplier": None, **TIED}
+    ),
+    _glm("half-rotated", rope(partial_rotary_factor=0.5)),
+    _glm("unbiased-tied", {"attention_bias": False, **rope(partial_rotary_factor=0.3), **TIED}),
+    _glm4("half-rotated", rope(partial_rotary_factor=0.5)),
+    _glm4("unbiased-tied", {"attention_bias": False, **rope("linear", factor=3.0), **TIED}),
+    _helium("biases", {**_BIASES, **rope()}),
+    _helium("tied", TIED),
+    _cwm("scaled", {**rope("llama3", factor=8.0, **_LLAMA3), "mlp_bias": True}),
+    _cwm("listed-tied", {**_LISTED, **TIED}, hub=_LISTED),
+    _arcee("biases-yarn", {**_BIASES, **yarn(16)}),
+    _arcee("tied", {"head_dim": None, **TIED}),
+    _ministral("windows", rope()),
+    _ministral("listed-tied", {**_LISTED, "num_hidden_layers": 6, **TIED}, hub=_LISTED),
+    _ministral3(
+        "scaled-queries", yarn(9, llama_4_scaling_beta=0.4, mscale=0.7, mscale_all_dim=1.3)
+    ),
+    _ministral3(
+        "window-tied", {**yarn(6, llama_4_scaling_beta=0.2), "sliding_window": WINDOW, **TIED}
+    ),
+    _seed_oss("biases", {"attention_out_bias": True, "mlp_bias": True, **rope()}),
+    _seed_oss("qkv-biases-tied", TIED),
+    _internlm3("biases", {**_BIASES, **rope("dynamic", factor=3.0)}),
+    _iquestcoder("biases-tied", {**_BIASES, **rope(), **TIED}),
+    _vaultgemma(
+        "softcaps",
+        {
+            "attn_logit_softcapping": 1.5,
+            "final_logit_softcapping": 2.0,
+            "attention_bias": True,
+            **rope(),
+        },
+    ),
+    _vaultgemma("default-caps-untied", UNTIED),
+    _ernie4_5("biases-tied", {"use_bias": True, **rope()}),
+    _ernie4_5("untied", UNTIED),
+    _smollm3("unrotated-tied", rope()),
+    _smollm3(
+        "windows-biases-untied",
+        {
+            **_BIASES,
+            "use_sliding_window": True,
+            "sliding_window": WINDOW,
+            "no_rope_layers": [1, 0, 0, 1, 1],
+            **UNTIED,
+        },
+    ),
+    _olmo("clipped", {"clip_qkv": 0.7, **rope()}),
+    _olmo("biases-tied", {"attention_bias": True, **TIED}),
+    _olmo2("biases", {"attention_bias": True, **rope()}),
+    _olmo2("mqa-tied", {"num_key_value_heads": 1, **TIED}),
+    _olmo3("windows", {"sliding_window": WINDOW}),
+    _exaone4("windows", {"sliding_window": WINDOW, **rope("llama3", factor=8.0, **_LLAMA3)}),
+    _exaone4("full-tied", {"sliding_window": None, "layer_types": ["full_attention"] * 5, **TIED}),
+    _hunyuan("alpha", {"attention_bias": True, **rope("dynamic", alpha=40.0, factor=1.0)}),
+    _hunyuan("tied", TIED),
 )
