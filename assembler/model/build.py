@@ -17,6 +17,7 @@ from assembler.blocks.parallel import TensorParallel
 from assembler.errors import SpecError, WiringError
 from assembler.model.graphs import WiredGraph, num_streams, wire
 from assembler.model.names import LAYER_INDEX, LAYERS, LOGITS, TOKENS
+from assembler.model.places import block_place, located_wiring
 from assembler.model.registry import BlockRegistry, BlockSpec, default_registry
 from assembler.model.rewrites import ModelGraphs, apply_rewrites
 from assembler.model.spec import ModelSpec
@@ -84,7 +85,7 @@ def _graphs(spec: ModelSpec, registry: BlockRegistry) -> ModelGraphs:
     def graph(name: str | None, blocks: Mapping[str, BlockSpec], scope: Scope) -> WiredGraph | None:
         classes = {block: registry.block_class(entry.block) for block, entry in blocks.items()}
         try:
-            equations = parse_wiring(*_located_wiring(spec, name), scope)
+            equations = parse_wiring(*located_wiring(spec, name), scope)
             return wire(equations, scope.inputs, scope.outputs, classes, numbers)
         except WiringError as error:
             errors.append(str(error))
@@ -116,35 +117,16 @@ def _graphs(spec: ModelSpec, registry: BlockRegistry) -> ModelGraphs:
     return ModelGraphs(model, kinds, {}, spec.layer_kinds[0])
 
 
-def _located_wiring(spec: ModelSpec, kind: str | None) -> tuple[tuple[str, ...], list[str]]:
-    """The equations of a kind of layer (None: of the model) and where each was written."""
-    place, variants = _written(spec, kind)
-    lines = spec.wiring if kind is None else spec.kinds[kind].wiring
-    own = [(*place, "variants", name, "wiring") for name in variants]
-    written = (key for key in own if (*key, 0) in spec.sources)
-    key = next(written, (*place, "wiring"))
-    return lines, [spec.sources.get((*key, n), spec.name) for n in range(len(lines))]
-
-
-def _written(spec: ModelSpec, kind: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The key in the YAML of a kind of layer (None: of the model), and its variants there."""
-    return ((), spec.variants) if kind is None else (("layers",), spec.kinds[kind].variants)
-
-
 def _callees(spec: ModelSpec, kind: str | None, registry: BlockRegistry) -> dict[str, Callee]:
     """The blocks that the equations of a kind of layer (None: of the model) may call."""
-    place, variants = _written(spec, kind)
     entries = spec.blocks if kind is None else spec.kinds[kind].blocks
-    keys = [(*place, "variants", name, "blocks") for name in reversed(variants)]
-    keys += [(*place, "blocks") if place else ()]
     callees = {}
     for name, entry in entries.items():
-        written = (spec.sources.get((*key, name)) for key in keys)
         cls = registry.block_class(entry.block)
         callees[name] = Callee(
             takes=num_streams(cls),
             caches=hasattr(cls, "cache_spec"),
-            where=next((where for where in written if where), spec.name),
+            where=block_place(spec, kind, name),
         )
     return callees
 
