@@ -122,7 +122,8 @@ def execute_plan(
     reader = FileReader(scattered=_partly_read(plan, index))
     prefetch = PagePrefetch(left, readers)
     try:
-        report(sum(info.nbytes for info in left))
+        for info in left:
+            report(info.nbytes)
         stream_pieces(pieces, parameters, reader, report, readers)
         for constant in plan.constants:
             slice_of(parameters[constant.target], constant.target_slice).fill_(constant.value)
