@@ -5,6 +5,7 @@ Shapes: N tokens, K experts a token, E experts, H hidden, I intermediate (this r
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -36,12 +37,17 @@ def grouped_mlp(
         weigh_input: weigh each expert's input instead of its output.
     """
     run = grouped_mlp_torch
-    if x.is_cuda and find_spec("triton") is not None and not _needs_gradient(x, weights, experts):
+    if x.is_cuda and _triton_is_there() and not _needs_gradient(x, weights, experts):
         from assembler.kernels.grouped_mlp_triton import KNOWN_ACTIVATIONS, grouped_mlp_triton
 
         if gating.name in KNOWN_ACTIVATIONS:
             run = grouped_mlp_triton
     return run(x, chosen, weights, experts, gating, weigh_input=weigh_input)
+
+
+@cache
+def _triton_is_there() -> bool:
+    return find_spec("triton") is not None
 
 
 def _needs_gradient(x: torch.Tensor, weights: torch.Tensor, experts: ExpertWeights) -> bool:

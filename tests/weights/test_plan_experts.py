@@ -92,6 +92,19 @@ def test_all_up_projections_missing_is_half_merged(tmp_path: Path):
     assert "experts.{e}.w3.weight" in plan.findings[0].message
 
 
+def test_the_biases_of_split_rows_are_whole(tmp_path: Path):
+    """`tp: row` splits the columns of all experts; their biases [experts, out] are on every rank."""
+    root = nn.Module()
+    with torch.device("meta"):
+        bias = ShardDim("replicated", (EXPERTS, HIDDEN))
+        nest(root, "experts.down", Leaf(bias, leaf="bias"))
+    weight_map = write_map(
+        tmp_path, "weights: {experts.down: experts.w2}\ntp: {row: [experts.down]}\n"
+    )
+    index = save(tmp_path, {"experts.w2.bias": torch.randn(EXPERTS, HIDDEN)})
+    assert plan_load(weight_map, root, index).findings == ()
+
+
 def many_experts(layers: int, experts: int) -> CheckpointIndex:
     """Headers of a large mixture of experts that no file stands behind."""
     shapes = {"w1": (WIDE, HIDDEN), "w3": (WIDE, HIDDEN), "w2": (HIDDEN, WIDE)}
