@@ -97,7 +97,7 @@ class Router(_LinearRouter):
 
     def forward(self, x: torch.Tensor) -> Choice:
         """[N, H] -> (weights [N, K] float32, chosen [N, K])."""
-        x, weight, bias = x, self.weight, self.bias
+        weight, bias = self.weight, self.bias
         if self.widen:
             x, weight, bias = x.float(), weight.float(), None if bias is None else bias.float()
         logits = F.linear(x, weight, bias).float()

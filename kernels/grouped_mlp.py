@@ -5,6 +5,7 @@ Shapes: N tokens, K experts a token, E experts, H hidden, I intermediate (this r
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 
@@ -36,13 +37,21 @@ def grouped_mlp(
         gating: what is between the projections.
         weigh_input: weigh each expert's input instead of its output.
     """
-    run = grouped_mlp_torch
-    if x.is_cuda and _triton_is_there() and not _needs_gradient(x, weights, experts):
+    run = kernel_for(x.device, gating.name, _needs_gradient(x, weights, experts))
+    return run(x, chosen, weights, experts, gating, weigh_input=weigh_input)
+
+
+def kernel_for(
+    device: torch.device, activation: str, needs_gradient: bool
+) -> Callable[..., torch.Tensor]:
+    """The implementation that `grouped_mlp` takes on that device (HIP devices are "cuda" too)."""
+    if device.type == "cuda" and not needs_gradient and _triton_is_there():
+        # Triton is imported by those who use it only: it is not there on every platform.
         from assembler.kernels.grouped_mlp_triton import KNOWN_ACTIVATIONS, grouped_mlp_triton
 
-        if gating.name in KNOWN_ACTIVATIONS:
-            run = grouped_mlp_triton
-    return run(x, chosen, weights, experts, gating, weigh_input=weigh_input)
+        if activation in KNOWN_ACTIVATIONS:
+            return grouped_mlp_triton
+    return grouped_mlp_torch
 
 
 @cache
@@ -51,5 +60,8 @@ def _triton_is_there() -> bool:
 
 
 def _needs_gradient(x: torch.Tensor, weights: torch.Tensor, experts: ExpertWeights) -> bool:
-    tensors = (x, weights, experts.gate_up, experts.down)
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    if not torch.is_grad_enabled():
+        return False
+    biases = (b for b in (experts.gate_up_bias, experts.down_bias) if b is not None)
+    tensors = (x, weights, experts.gate_up, experts.down, *biases)
+    return any(tensor.requires_grad for tensor in tensors)

@@ -11,13 +11,12 @@ Same contract as `grouped_mlp_torch`, which it is tested beside. It has no backw
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 
 from assembler.kernels.expert_weights import ExpertWeights, Gating
+from assembler.kernels.grouped_mlp_tiling import choose_tiling, sort_into_tiles
 
 _GELU_TANH = ("gelu_accurate", "gelu_fast", "gelu_new", "gelu_python_tanh", "gelu_pytorch_tanh")
 KNOWN_ACTIVATIONS = {
@@ -31,24 +30,6 @@ KNOWN_ACTIVATIONS = {
     **dict.fromkeys(_GELU_TANH, "gelu_tanh"),
 }
 """Activations the kernel computes, by their names in configs."""
-
-
-class Tiling(NamedTuple):
-    """Constexprs of a launch: tile sizes, all powers of two."""
-
-    BLOCK_M: int  # rows, i.e. tokens of one expert
-    BLOCK_N: int  # output features
-    BLOCK_K: int  # input features a step
-    num_warps: int
-    num_stages: int
-
-
-def choose_tiling(rows: int, num_experts: int, itemsize: int) -> Tiling:
-    """Tiles as tall as an expert's usual share of the rows, within what shared memory holds."""
-    share = triton.next_power_of_2(max(1, rows // num_experts))
-    block_m = min(max(share, 16), 64)
-    block_k = 32 if itemsize == 4 else 64
-    return Tiling(block_m, 64, block_k, num_warps=4, num_stages=3)
 
 
 @triton.jit
@@ -196,30 +177,6 @@ def experts_down_kernel(
     tl.store(target, acc.to(out_ptr.dtype.element_ty), mask=live[:, None] & inside[None, :])
 
 
-def _sort_into_tiles(
-    chosen: torch.Tensor, num_experts: int, block_m: int
-) -> tuple[torch.Tensor, ...]:
-    """(order, tile_expert, tile_row, expert_end), as `experts_up_kernel` describes them.
-
-    The number of tiles is an upper bound: every expert wastes less than one.
-    """
-    slots = chosen.flatten()
-    order = slots.argsort(stable=True)
-    counts = torch.zeros(num_experts, dtype=slots.dtype, device=slots.device)
-    counts.scatter_add_(0, slots, torch.ones_like(slots))
-    ends = counts.cumsum(0)
-    tiles = (counts + block_m - 1) // block_m
-    tile_ends = tiles.cumsum(0)
-    bound = triton.cdiv(len(slots), block_m) + min(num_experts, len(slots))
-    index = torch.arange(min(bound, len(slots)), device=slots.device)
-    expert = torch.searchsorted(tile_ends, index, right=True)
-    real = expert.clamp(max=num_experts - 1)
-    within = index - (tile_ends - tiles)[real]
-    row = (ends - counts)[real] + within * block_m
-    ends = torch.cat((ends, ends.new_zeros(1)))
-    return order.int(), expert.int(), row.int(), ends.int()
-
-
 def grouped_mlp_triton(
     x: torch.Tensor,
     chosen: torch.Tensor,
@@ -237,7 +194,7 @@ def grouped_mlp_triton(
     assert experts.gate_up.is_contiguous() and experts.down.is_contiguous()
     x, weights = x.contiguous(), weights.contiguous()
     tiling = choose_tiling(rows, num_experts, x.element_size())
-    order, tile_expert, tile_row, expert_end = _sort_into_tiles(chosen, num_experts, tiling.BLOCK_M)
+    order, tile_expert, tile_row, expert_end = sort_into_tiles(chosen, num_experts, tiling.BLOCK_M)
     inner = x.new_empty(rows, inner_size)
     out = x.new_empty(rows, hidden)
     # Triton's interpreter takes the bits of a bfloat16 for an integer in tl.dot.

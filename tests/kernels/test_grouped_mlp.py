@@ -8,13 +8,10 @@ from torch.nn import functional as F
 
 from assembler.blocks.activations import ACTIVATIONS
 from assembler.kernels.expert_weights import ExpertWeights, Gating
-from assembler.kernels.grouped_mlp import grouped_mlp
+from assembler.kernels.grouped_mlp import grouped_mlp, kernel_for
+from assembler.kernels.grouped_mlp_tiling import choose_tiling
 from assembler.kernels.grouped_mlp_torch import grouped_mlp_torch
-from assembler.kernels.grouped_mlp_triton import (
-    KNOWN_ACTIVATIONS,
-    choose_tiling,
-    grouped_mlp_triton,
-)
+from assembler.kernels.grouped_mlp_triton import KNOWN_ACTIVATIONS, grouped_mlp_triton
 
 EXPERTS, HIDDEN, INNER = 7, 40, 24
 KERNELS = pytest.mark.parametrize("kernel", [grouped_mlp_torch, grouped_mlp_triton])
@@ -149,3 +146,16 @@ def test_gradients_equal_those_of_the_definition():
 def test_tiles_are_powers_of_two_of_at_least_16(rows, itemsize):
     tiling = choose_tiling(rows, 64, itemsize)
     assert all(size >= 16 and size & (size - 1) == 0 for size in tiling[:3])
+
+
+@pytest.mark.parametrize(
+    ("device", "activation", "needs_gradient", "kernel"),
+    [
+        ("cuda", "silu", False, grouped_mlp_triton),
+        ("cuda", "silu", True, grouped_mlp_torch),  # the Triton kernels have no backward
+        ("cuda", "mish", False, grouped_mlp_torch),
+        ("cpu", "silu", False, grouped_mlp_torch),
+    ],
+)
+def test_the_kernel_is_chosen_by_device(device, activation, needs_gradient, kernel):
+    assert kernel_for(torch.device(device), activation, needs_gradient) is kernel

@@ -93,7 +93,7 @@ def test_all_up_projections_missing_is_half_merged(tmp_path: Path):
 
 
 def test_the_biases_of_split_rows_are_whole(tmp_path: Path):
-    """`tp: row` splits the columns of all experts; their biases [experts, out] are on every rank."""
+    """`tp: row` splits the columns of all experts; their biases are on every rank."""
     root = nn.Module()
     with torch.device("meta"):
         bias = ShardDim("replicated", (EXPERTS, HIDDEN))
