@@ -14,7 +14,6 @@ import pytest
 import torch
 from cases import LENGTH, Case, named, sweep
 from minicpm_reference import write_minicpm
-from paged_texts import PagedTexts
 from tiny_checkpoints import make_checkpoint, reference_logits, to_hub_style, token_ids
 from torch import nn
 
@@ -22,6 +21,7 @@ import assembler
 from assembler.loading import assemble
 from assembler.model.conf_files import search_roots
 from assembler.model.detect import detect_conf
+from assembler.verifying.paged_texts import PagedTexts
 
 TOLERANCE = 3e-5
 PROMPTS = (17, 12)  # tokens of each text that are read before decoding begins

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from cases import LENGTH, VOCAB_SIZE, Case
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from assembler.verifying.random_weights import randomise
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -30,7 +31,8 @@ def make_checkpoint(case: Case, folder: Path) -> PreTrainedModel:
     config._attn_implementation = case.attention
     torch.manual_seed(0)
     model = model_class(case)(config).eval()
-    randomise(model, seed=zlib.crc32(case.name.encode()))
+    seed = zlib.crc32(case.name.encode())
+    randomise(model, seed, lambda made: reference_logits(made, token_ids()))
     model.save_pretrained(folder)
     if case.extra_tensors or case.dropped_prefix:
         _rewrite_tensors(case, folder / "model.safetensors", model.config.num_hidden_layers)
@@ -54,64 +56,6 @@ def token_ids(batch: int = 2, length: int = LENGTH) -> torch.Tensor:
 def reference_logits(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
     """What transformers computes without a cache: [batch, length, vocab]."""
     return model(input_ids=ids, use_cache=False).logits.float()
-
-
-@torch.no_grad()
-def randomise(model: PreTrainedModel, seed: int) -> None:
-    """Fill all parameters and saved buffers: matrices that keep the variance; noise on the rest.
-
-    What starts as one number everywhere is a norm (1, or 0 where 1 is added to the weight), a bias,
-    a sink or a router's selection bias: it keeps its neutral value and gets noise.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    neutral = _neutral_value(final_norm(model))
-    saved = set(model.state_dict())
-    buffers = ((n, b) for n, b in model.named_buffers() if n in saved and b.is_floating_point())
-    transposed = {
-        id(module.weight) for module in model.modules() if isinstance(module, transformers.Conv1D)
-    }
-    for name, value in (*model.named_parameters(), *buffers):
-        noise = torch.randn(value.shape, generator=generator)
-        if value.dim() < 2 or bool((value == value.flatten()[0]).all()):
-            value.add_(0.3 * noise)
-        elif "embed" in name or name.endswith(("wte.weight", "wpe.weight")):
-            value.copy_(0.4 * noise)
-        else:
-            value.copy_(noise * value.shape[-2 if id(value) in transposed else -1] ** -0.5)
-    _scale_logits(model, neutral)
-
-
-def _scale_logits(model: PreTrainedModel, neutral: float) -> None:
-    """Scale the final norm (without one, the head) until the logits' deviation is about 1."""
-    norm = final_norm(model)
-    head = model.get_output_embeddings()
-    for _ in range(4):
-        factor = 1.0 / reference_logits(model, token_ids()).std()
-        if getattr(norm, "weight", None) is None:
-            head.weight.mul_(factor)
-            continue
-        offset = 1.0 - neutral
-        norm.weight.copy_((norm.weight + offset) * factor - offset)
-        if getattr(norm, "bias", None) is not None:
-            norm.bias.mul_(factor)
-
-
-def _neutral_value(norm: torch.nn.Module | None) -> float:
-    """0 where the norm adds 1 to its weight, else 1; of a model that has just been made."""
-    weight = getattr(norm, "weight", None)
-    return 1.0 if weight is None else float(weight.flatten()[0])
-
-
-def final_norm(model: torch.nn.Module) -> torch.nn.Module | None:
-    """The norm before the head, under any of its names; None where there is none."""
-    ends = (".norm", ".ln_f", ".final_layer_norm", ".final_layernorm", ".norm_f", ".final_norm")
-    ends += (".layer_norm", ".layernorm")
-    found = [
-        module
-        for name, module in model.named_modules()
-        if f".{name}".endswith(ends) and not re.search(r"\.\d+\.", name)  # of one layer
-    ]
-    return found[-1] if found else None
 
 
 def to_hub_style(case: Case, folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Runs texts through a model over paged KV memory by hand: no engine, no scheduler.
 
-What a scheduler would decide is fixed here so that little can hide: pages are dealt out in a
+What a scheduler would decide is fixed here, so that little can hide: pages are dealt out in a
 shuffled order, texts share the step, and memory nobody has written holds large numbers.
 """
 
@@ -82,3 +82,21 @@ class PagedTexts:
             attention=self.backend,
             kv_caches=self.kv_caches,
         )
+
+
+def paged_logits(model: nn.Module, texts: torch.Tensor) -> torch.Tensor:
+    """The logits of [S, length] texts, read in two chunks of unequal lengths, then by token.
+
+    The whole text counts as the prompt: RoPE types that depend on its length see all of it.
+    """
+    count, length = texts.shape
+    paged = PagedTexts(model, texts, "torch")
+    first = [1 + (length // 4 + 2 * s) % max(1, length // 2) for s in range(count)]
+    second = [max(0, length * 2 // 3 - f) for f in first]
+    steps = [first, second]
+    rows: list[list[torch.Tensor]] = [[] for _ in range(count)]
+    while any(done < length for done in paged.done):
+        counts = steps.pop(0) if steps else [min(1, length - done) for done in paged.done]
+        for s, found in enumerate(paged.advance(counts, [length] * count)):
+            rows[s].append(found)
+    return torch.stack([torch.cat(found) for found in rows])

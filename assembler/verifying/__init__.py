@@ -1,0 +1,1 @@
+"""Comparing a model with its reference: logits, then layer by layer, block by block, and why."""
