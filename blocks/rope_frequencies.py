@@ -91,7 +91,10 @@ def _llama3(settings: RopeSettings, plain: torch.Tensor) -> torch.Tensor:
     """Stretch the slow frequencies by the factor, keep the fast ones, blend between (Llama 3.1)."""
     low, high = settings.low_freq_factor, settings.high_freq_factor
     turns = settings.original_max_position_embeddings * plain / (2 * math.pi)
-    keep = ((turns - low) / (high - low)).clamp(0, 1)
+    if low == high:  # no blend (Llama 4 Scout)
+        keep = (turns > low).float()
+    else:
+        keep = ((turns - low) / (high - low)).clamp(0, 1)
     return plain * (keep + (1 - keep) / settings.factor)
 
 

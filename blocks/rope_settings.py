@@ -156,8 +156,8 @@ class RopeSettings(BaseModel):
     def _find_contradictions(self) -> list[str]:
         """What is wrong between fields that are all there."""
         problems = []
-        if self.type == "llama3" and not self.low_freq_factor < self.high_freq_factor:
-            problems.append("high_freq_factor must be greater than low_freq_factor")
+        if self.type == "llama3" and self.low_freq_factor > self.high_freq_factor:
+            problems.append("high_freq_factor must not be less than low_freq_factor")
         if self.type == "yarn" and (self.beta_fast or 32) < (self.beta_slow or 1):
             problems.append("beta_fast must not be less than beta_slow")
         stretches = self.type == "yarn" or (

@@ -47,6 +47,15 @@ CASES = {
         },
         200,
     ),
+    "llama3_step": (
+        {
+            "factor": 16.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 1.0,
+            "original_max_position_embeddings": 32,
+        },
+        200,
+    ),
     "yarn": (YARN, 200),
     "yarn_ramp": ({**YARN, "beta_fast": 4.0, "beta_slow": 0.5, "rope_theta": 100.0}, 200),
     "yarn_mscale": ({**YARN, "mscale": 1.0, "mscale_all_dim": 0.4, "truncate": False}, 200),

@@ -52,7 +52,7 @@ LONGROPE = {"short_factor": [1.0, 2.0], "long_factor": [2.0, 4.0]}
                 "high_freq_factor": 1.0,
                 "original_max_position_embeddings": 8192,
             },
-            "high_freq_factor must be greater",
+            "high_freq_factor must not be less than low",
         ),
         (
             {
