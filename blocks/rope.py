@@ -74,6 +74,15 @@ class RotaryEmbedding(nn.Module):
         self.register_buffer("long_inv_freq", None, persistent=False)
         self.reset_buffers(torch.empty(0).device)
 
+    @property
+    def length_border(self) -> int | None:
+        """Sequences of up to this many tokens are turned alike; None: all of them are."""
+        if self.settings.type == "dynamic":
+            return self.settings.max_position_embeddings
+        if self.settings.type == "longrope":
+            return self.settings.original_max_position_embeddings
+        return None
+
     def reset_buffers(self, device: torch.device | str) -> None:
         """Recompute the frequencies on `device`, e.g. after the module left the meta device."""
         self.inv_freq = frequencies(self.settings, self.dim).to(device)

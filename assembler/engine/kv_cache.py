@@ -27,6 +27,15 @@ def cache_specs(model: nn.Module) -> list[CacheSpec]:
     return [block.cache_spec() for block in blocks]
 
 
+def length_border(model: nn.Module) -> int | None:
+    """The longest prompt whose length does not matter for what `model` caches of its tokens.
+
+    None: the length never does. Modules for whom it does have an attribute of this name.
+    """
+    borders = [getattr(module, "length_border", None) for module in model.modules()]
+    return min((border for border in borders if border is not None), default=None)
+
+
 def bytes_per_page(specs: Sequence[CacheSpec], page_size: int, dtype: torch.dtype) -> int:
     """Bytes one page of `page_size` tokens takes over all attention blocks, keys and values."""
     numbers = sum(s.num_kv_heads * (s.head_dim + s.stored_value_dim) for s in specs)

@@ -12,8 +12,9 @@ from assembler.engine.model_runner import ModelRunner
 from assembler.engine.outputs import RequestOutput
 from assembler.engine.request import DetokenizerLike, Request
 from assembler.engine.sampling_params import SamplingParams
-from assembler.engine.scheduler import Scheduler
+from assembler.engine.scheduler import ScheduledBatch, Scheduler
 from assembler.engine.sequence import Sequence
+from assembler.engine.stats import EngineStats
 from assembler.errors import RequestError
 
 
@@ -38,6 +39,8 @@ class LLMEngine:
         *,
         vocab_size: int,
         max_model_len: int,
+        prefix_caching: bool = True,
+        length_border: int | None = None,
     ) -> None:
         """An engine without requests; `build_engine` makes one from a model and options.
 
@@ -45,25 +48,37 @@ class LLMEngine:
             tokenizer: None: prompts are token ids, outputs have no text and nothing is an eos.
             vocab_size: rows of the model's embedding; token ids are below it.
             max_model_len: tokens of prompt and output together, at most.
+            prefix_caching: requests that begin alike share the pages of their beginning. (The
+                samples of one request always do.)
+            length_border: what is cached of a token depends on the length of its prompt if that is
+                longer than this; None: it never does.
         """
         self.model_runner = model_runner
         self.scheduler = scheduler
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
         self.max_model_len = max_model_len
+        self.stats = EngineStats()
+        self._prefix_caching = prefix_caching
+        self._length_border = length_border
         self._requests: dict[str, Request] = {}  # the unfinished ones
+        self._num_salted = 0
 
     def add_request(
         self,
         request_id: str,
         prompt: str | SequenceOf[int],
         params: SamplingParams | None = None,
+        *,
+        stream: bool = True,
     ) -> None:
         """Queue a request; `step` will report on it.
 
         Args:
             prompt: text, or the token ids of it.
             params: None: the defaults.
+            stream: False: `step` reports on it once, when it has finished (and saves the work of
+                saying after every token how it stands).
 
         Raises:
             RequestError: the request cannot be served; the engine is unchanged.
@@ -76,17 +91,27 @@ class LLMEngine:
         self._check_in_vocabulary("stop_token_ids", params.stop_token_ids)
         if params.stop and self.tokenizer is None:
             raise RequestError("there is no tokenizer to find stop strings: use stop_token_ids")
-        sequence = Sequence(
-            request_id,
-            token_ids,
-            params,
-            max_length=self._max_length(len(token_ids), params),
-            eos_token_ids=self.tokenizer.eos_token_ids if self.tokenizer else (),
-        )
-        detokenizer = self.tokenizer.detokenizer() if self.tokenizer else None
+        max_length = self._max_length(len(token_ids), params)
+        page_salt = self._page_salt(len(token_ids), params)
+        sequences = [
+            Sequence(
+                request_id,
+                token_ids,
+                params,
+                max_length=max_length,
+                eos_token_ids=self.tokenizer.eos_token_ids if self.tokenizer else (),
+                index=index,
+                page_salt=page_salt,
+            )
+            for index in range(params.n)
+        ]
+        detokenizer = self.tokenizer.detokenizer if self.tokenizer else None
         text = prompt if isinstance(prompt, str) else None
-        self._requests[request_id] = Request(sequence, text, detokenizer, arrival_time)
-        self.scheduler.add(sequence)
+        self._requests[request_id] = Request(
+            sequences, text, detokenizer, arrival_time, stream=stream
+        )
+        for sequence in sequences:
+            self.scheduler.add(sequence)
 
     def step(self) -> list[RequestOutput]:
         """Run the model once; report on every request that got a token.
@@ -99,17 +124,33 @@ class LLMEngine:
         start = time.perf_counter()
         for item in batch.items:
             self._requests[item.sequence.request_id].mark_scheduled(start)
-        token_ids = self.model_runner.execute(batch)
+        try:
+            token_ids = self.model_runner.execute(batch)
+        except BaseException:
+            self.scheduler.restart()
+            raise
         self.scheduler.update(batch, token_ids)
-        return [self._report(sequence) for sequence in batch.sampling_sequences]
+        advanced = {}
+        for sequence in batch.sampling_sequences:
+            request = self._requests[sequence.request_id]
+            self._advance(request, sequence)
+            advanced[request.request_id] = request
+        self._count(batch)
+        return [
+            self._output(request)
+            for request in advanced.values()
+            if request.stream or request.is_finished
+        ]
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """End a request now and return its last output; None if it has ended (or never was)."""
         request = self._requests.get(request_id)
         if request is None:
             return None
-        self.scheduler.finish(request.sequence, "abort")
-        request.finish_text()
+        for sample in request.samples:
+            if not sample.sequence.is_finished:
+                self.scheduler.finish(sample.sequence, "abort")
+                sample.finish()
         return self._output(request)
 
     def is_finished(self) -> bool:
@@ -119,6 +160,16 @@ class LLMEngine:
     def has_unfinished_requests(self) -> bool:
         """Whether a request is waiting or running."""
         return bool(self._requests)
+
+    def check_integrity(self) -> None:
+        """Assert that requests, queues and pages agree: nothing is leaked or shared wrongly."""
+        scheduler = self.scheduler
+        scheduler.check_integrity()
+        samples = [s for request in self._requests.values() for s in request.samples]
+        unfinished = {id(s.sequence) for s in samples if not s.sequence.is_finished}
+        assert unfinished == {id(s) for s in (*scheduler.running, *scheduler.waiting)}
+        if self.is_finished():
+            assert scheduler.page_pool.num_free == scheduler.page_pool.num_pages
 
     def _encode(self, prompt: str | SequenceOf[int]) -> list[int]:
         """The token ids of `prompt`, which are at least one and in the vocabulary."""
@@ -173,25 +224,74 @@ class LLMEngine:
             )
         return limit
 
-    def _report(self, sequence: Sequence) -> RequestOutput:
-        """Decode the newest token of `sequence`, end it at a stop string, and say how it stands."""
-        request = self._requests[sequence.request_id]
-        if sequence.finish_reason in (None, "length") and request.add_text(sequence.token_ids[-1]):
-            if sequence.is_finished:
-                sequence.finish_reason = "stop"  # the last token allowed completed a stop string
-            else:
-                self.scheduler.finish(sequence, "stop")
-        elif sequence.is_finished:
-            if request.finish_text() and sequence.finish_reason == "length":
-                sequence.finish_reason = "stop"
+    def _page_salt(self, num_prompt_tokens: int, params: SamplingParams) -> bytes | None:
+        """Under what the pages of a new request are shared, and with whom."""
+        if self._prefix_caching:
+            salt = "any request"
+        elif params.n > 1:
+            self._num_salted += 1
+            salt = f"request {self._num_salted}"
+        else:
+            return None
+        if self._length_border is not None and num_prompt_tokens > self._length_border:
+            salt += f", {num_prompt_tokens} tokens"
+        return salt.encode()
+
+    def _advance(self, request: Request, sequence: Sequence) -> None:
+        """Decode the newest token of `sequence` and end it at a stop string.
+
+        What goes wrong in it ends this request alone.
+        """
+        if request.error is not None and sequence.is_finished:
+            return  # another sample of this step has failed
+        sample = request.samples[sequence.index]
+        try:
             if sequence.finish_reason == "abort":
+                sample.finish()
                 request.error = _not_numbers(sequence)
-        return self._output(request)
+            elif sequence.finish_reason == "stop":
+                sample.finish()
+            elif sample.add_token(sequence.token_ids[-1]):
+                self._stop(sequence)
+            elif sequence.is_finished and sample.finish():
+                sequence.finish_reason = "stop"  # the last token allowed completed a stop string
+        except Exception as error:
+            self._fail(request, error)
+
+    def _stop(self, sequence: Sequence) -> None:
+        """End `sequence` at a stop string."""
+        if sequence.is_finished:
+            sequence.finish_reason = "stop"
+        else:
+            self.scheduler.finish(sequence, "stop")
+
+    def _fail(self, request: Request, error: Exception) -> None:
+        """End `request` because of an exception in its own text."""
+        for sample in request.samples:
+            if not sample.sequence.is_finished:
+                self.scheduler.finish(sample.sequence, "abort")
+            sample.sequence.finish_reason = "abort"
+        request.error = RequestError(
+            f"request {request.request_id!r} failed: {type(error).__name__}: {error}"
+        )
+        request.error.__cause__ = error
+
+    def _count(self, batch: ScheduledBatch) -> None:
+        """Add a step to the statistics."""
+        decoded = sum(item.is_decode for item in batch.items)
+        stats, scheduler = self.stats, self.scheduler
+        stats.num_steps += 1
+        stats.num_decode_tokens += decoded
+        stats.num_prefill_tokens += batch.num_tokens - decoded
+        stats.num_generated_tokens += len(batch.sampling_sequences)
+        stats.num_started_tokens = scheduler.num_started_tokens
+        stats.num_cached_tokens = scheduler.num_cached_tokens
+        stats.num_preemptions = scheduler.num_preemptions
 
     def _output(self, request: Request) -> RequestOutput:
         """The output of `request`, which is forgotten if it has ended."""
-        if request.sequence.is_finished:
-            del self._requests[request.sequence.request_id]
+        if request.is_finished:
+            del self._requests[request.request_id]
         return request.output(time.perf_counter())
 
 

@@ -22,7 +22,8 @@ class RequestMetrics:
     first_token_time: float | None = None
     finished_time: float | None = None
     num_prompt_tokens: int = 0
-    num_generated_tokens: int = 0
+    num_generated_tokens: int = 0  # of all samples together
+    num_cached_tokens: int = 0  # of the prompt, that were found in the cache instead of computed
 
     @property
     def time_to_first_token(self) -> float | None:

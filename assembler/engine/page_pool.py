@@ -1,10 +1,20 @@
-"""Who owns which page of KV memory. Pure bookkeeping: the memory itself is the model runner's."""
+"""Who uses which page of KV memory. Pure bookkeeping: the memory itself is the model runner's.
+
+A page is *used* by one sequence or by several with the same beginning, or it is free. A free page
+is *blank*, or still *known* by the tokens it holds (`PrefixCache`): then a sequence that begins
+alike may take it up again, until its memory is needed for something else.
+
+    blank ──allocate──> used ──free──> known? ──yes──> idle ──share──> used
+      ^                                  └──no──> blank   └──allocate (evict)──> used
+"""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
+from collections.abc import Sequence as SequenceOf
 
+from assembler.engine.prefix_cache import PrefixCache
 from assembler.engine.sequence import Sequence
 
 
@@ -15,13 +25,16 @@ class PagePool:
         assert num_pages > 0 and page_size > 0, (num_pages, page_size)
         self.num_pages = num_pages
         self.page_size = page_size
+        self.known = PrefixCache()
+        self._users = [0] * num_pages  # how many sequences use each page
         # A stack: the page freed last is used next, while it is still in the processor's caches.
-        self._free = list(range(num_pages - 1, -1, -1))
-        self._is_free = [True] * num_pages
+        self._blank = list(range(num_pages - 1, -1, -1))
+        self._idle: OrderedDict[int, None] = OrderedDict()  # known and unused; next to go first
 
     @property
     def num_free(self) -> int:
-        return len(self._free)
+        """Pages that nobody uses."""
+        return len(self._blank) + len(self._idle)
 
     @property
     def capacity(self) -> int:
@@ -33,39 +46,98 @@ class PagePool:
         return -(-num_tokens // self.page_size)
 
     def allocate(self, count: int) -> list[int]:
-        """Take `count` free pages; the caller has seen that there are as many."""
+        """Take `count` free pages, blank ones first, then those unused for the longest time.
+
+        The caller has seen that there are as many.
+        """
         assert 0 <= count <= self.num_free, f"{count} pages wanted, {self.num_free} free"
-        pages = [self._free.pop() for _ in range(count)]
-        for page in pages:
-            self._is_free[page] = False
+        pages = []
+        for _ in range(count):
+            if self._blank:
+                page = self._blank.pop()
+            else:
+                page, _ = self._idle.popitem(last=False)
+                self.known.drop(page)
+            self._users[page] = 1
+            pages.append(page)
         return pages
 
-    def free(self, pages: Iterable[int]) -> None:
-        """Give `pages` back."""
+    def share(self, pages: Iterable[int]) -> None:
+        """Use known `pages` as well."""
         for page in pages:
-            assert not self._is_free[page], f"page {page} is not taken"
-            self._is_free[page] = True
-            self._free.append(page)
+            assert self.known.key_of(page) is not None, f"page {page} is not known"
+            if self._users[page] == 0:
+                del self._idle[page]
+            self._users[page] += 1
+
+    def free(self, pages: SequenceOf[int]) -> None:
+        """End one use of each of `pages`, a sequence's pages in order.
+
+        The last of them becomes idle first, so it is evicted first: without the pages before it a
+        page cannot be found.
+        """
+        for page in reversed(pages):
+            assert self._users[page] > 0, f"page {page} is not taken"
+            self._users[page] -= 1
+            if self._users[page] == 0:
+                self._set_free(page)
+
+    def num_idle(self, pages: Iterable[int]) -> int:
+        """How many of these known pages nobody uses."""
+        return sum(self._users[page] == 0 for page in pages)
+
+    def forget(self, pages: Iterable[int]) -> None:
+        """Let nobody else share what `pages` hold."""
+        for page in pages:
+            self.known.drop(page)
+            if page in self._idle:
+                del self._idle[page]
+                self._blank.append(page)
+
+    def forget_all(self) -> None:
+        """Let nobody share what any page holds now."""
+        self.forget(range(self.num_pages))
 
     def check_integrity(self, sequences: Iterable[Sequence]) -> None:
-        """Assert that `sequences` own exactly the pages that are taken, each page once.
+        """Assert that `sequences` use exactly the pages that are taken, and share only known ones.
 
         Args:
-            sequences: every sequence that may own pages.
+            sequences: every sequence that may use pages.
 
         Raises:
-            AssertionError: a page is leaked, shared, owned while free, or a sequence has fewer
-                pages than its computed tokens need.
+            AssertionError: a page is leaked, free and used, shared by sequences that do not begin
+                alike, or a sequence has fewer pages than its computed tokens need.
         """
-        owners: Counter[int] = Counter()
+        users: Counter[int] = Counter()
         for sequence in sequences:
-            owners.update(sequence.pages)
+            users.update(sequence.pages)
             needed = self.pages_for(sequence.num_computed_tokens)
             assert len(sequence.pages) >= needed, f"{sequence} needs {needed} pages"
-        shared = sorted(page for page, count in owners.items() if count > 1)
-        assert not shared, f"pages {shared} have several owners"
-        free = set(self._free)
-        assert len(free) == len(self._free), "a page is free twice"
-        assert not free & owners.keys(), f"pages {sorted(free & owners.keys())} are owned and free"
-        leaked = set(range(self.num_pages)) - free - owners.keys()
+            self._check_contents(sequence)
+        shared = sorted(page for page, count in users.items() if count > 1)
+        unknown = [page for page in shared if self.known.key_of(page) is None]
+        assert not unknown, f"pages {unknown} have several owners and hold nothing that is known"
+        free = {*self._blank, *self._idle}
+        assert len(free) == self.num_free, "a page is free twice"
+        assert not free & users.keys(), f"pages {sorted(free & users.keys())} are owned and free"
+        leaked = set(range(self.num_pages)) - free - users.keys()
         assert not leaked, f"pages {sorted(leaked)} are leaked: neither free nor owned"
+        assert Counter({p: n for p, n in enumerate(self._users) if n}) == users, "miscounted users"
+        assert all(self.known.key_of(page) is not None for page in self._idle)
+        assert all(self.known.key_of(page) is None for page in self._blank)
+        self.known.check_integrity()
+
+    def _set_free(self, page: int) -> None:
+        if self.known.key_of(page) is None:
+            self._blank.append(page)
+        else:
+            self._idle[page] = None
+
+    def _check_contents(self, sequence: Sequence) -> None:
+        """Assert that the pages of `sequence` are known by its tokens, if they are known."""
+        known = [self.known.key_of(page) for page in sequence.pages]
+        full = len(sequence) // self.page_size
+        assert not any(known[full:]), f"a page of {sequence} is known before it is full"
+        keys = sequence.keys_of_pages(min(full, len(known)), self.page_size)
+        for page, key, own in zip(sequence.pages, known, keys, strict=False):
+            assert key in (None, own), f"page {page} of {sequence} holds other tokens"

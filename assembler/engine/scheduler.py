@@ -6,6 +6,11 @@ need them; when they run out, the newest running sequence gives up its pages and
 later (preemption by recompute, Kwon et al., 2023). First come, first served throughout: `running`
 followed by `waiting` is always the order of arrival.
 
+A sequence starts behind the full pages that hold its beginning already (prefix caching). A page is
+known by its tokens as soon as it is scheduled to be full, so that those who start in the same step
+share it too: every layer stores the keys and values of all tokens of a step before any of them
+attends. That holds only if the step runs; if it fails, `restart` computes everything anew.
+
     add ──> waiting ──schedule──> running ──finish──> (gone)
                ^──────preempt────────┘
 """
@@ -31,6 +36,11 @@ class ScheduledSequence(NamedTuple):
     num_new_tokens: int
     samples: bool  # these are its last tokens: a new one is sampled after them
 
+    @property
+    def is_decode(self) -> bool:
+        """Whether it is one token, that was generated before."""
+        return self.num_new_tokens == 1 and self.start >= self.sequence.num_prompt_tokens
+
 
 @dataclass(frozen=True)
 class ScheduledBatch:
@@ -52,13 +62,20 @@ class Scheduler:
     """Chooses what runs in each step and keeps the pages of all sequences."""
 
     def __init__(
-        self, page_pool: PagePool, *, max_num_batched_tokens: int = 2048, max_num_seqs: int = 256
+        self,
+        page_pool: PagePool,
+        *,
+        max_num_batched_tokens: int = 2048,
+        max_num_seqs: int = 256,
+        chunked_prefill: bool = True,
     ) -> None:
         """A scheduler without sequences.
 
         Args:
             max_num_batched_tokens: tokens of one step at most.
             max_num_seqs: sequences running at a time at most.
+            chunked_prefill: False: a sequence starts in a step that has room for all its tokens;
+                no sequence may be longer than `max_num_batched_tokens`.
 
         Raises:
             OptionError: a step would not hold one token of every running sequence.
@@ -72,9 +89,12 @@ class Scheduler:
         self.page_pool = page_pool
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_num_seqs = max_num_seqs
+        self.chunked_prefill = chunked_prefill
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.num_preemptions = 0
+        self.num_started_tokens = 0  # of all sequences that have started, again after preemptions
+        self.num_cached_tokens = 0  # of these, found in the cache and not computed
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence. The whole cache must be able to hold it at its full length."""
@@ -86,7 +106,7 @@ class Scheduler:
     def schedule(self) -> ScheduledBatch:
         """The next step: the running sequences, then as many waiting ones as fit.
 
-        Only pages and queues change; the same tokens are scheduled again if the step never runs.
+        Only pages and queues change. `update` follows when the step has run, else `restart`.
         """
         items: list[ScheduledSequence] = []
         budget = self._schedule_running(items)
@@ -103,9 +123,17 @@ class Scheduler:
         for item in batch.items:
             item.sequence.num_computed_tokens = item.start + item.num_new_tokens
         for sequence, token_id in zip(batch.sampling_sequences, token_ids, strict=True):
-            reason = "abort" if token_id is None else sequence.append(token_id)
-            if reason is not None:
+            if token_id is None:
+                self.page_pool.forget(sequence.pages)  # NaN must not spread to who begins alike
+                self.finish(sequence, "abort")
+            elif (reason := sequence.append(token_id)) is not None:
                 self.finish(sequence, reason)
+
+    def restart(self) -> None:
+        """Compute all running sequences anew: a step failed, and what pages hold is unknown."""
+        while self.running:
+            self._preempt(self.running[-1])
+        self.page_pool.forget_all()
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """End a waiting or running sequence and free its pages."""
@@ -146,15 +174,42 @@ class Scheduler:
         would soon be preempted and computed again. (So one that was preempted in this very step
         does not start again: an older one has taken some of its pages.)
         """
+        pool = self.page_pool
         while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
             sequence = self.waiting[0]
-            if self.page_pool.pages_for(len(sequence)) > self.page_pool.num_free:
+            cached = self._cached_pages(sequence)
+            missing = pool.pages_for(len(sequence)) - len(cached)
+            if missing > pool.num_free - pool.num_idle(cached):
                 break
-            self.running.append(self.waiting.popleft())
-            sequence.status = SequenceStatus.RUNNING
-            count = min(sequence.num_uncomputed_tokens, budget)
+            num_uncomputed = len(sequence) - len(cached) * pool.page_size
+            if num_uncomputed > budget and not self.chunked_prefill:
+                break
+            self._start(sequence, cached)
+            count = min(num_uncomputed, budget)
             items.append(self._take(sequence, count))
             budget -= count
+
+    def _cached_pages(self, sequence: Sequence) -> list[int]:
+        """The pages that hold the beginning of a waiting sequence; its last token is not there.
+
+        That token has to run, as the next one is sampled after it.
+        """
+        page_size = self.page_pool.page_size
+        keys = sequence.keys_of_pages((len(sequence) - 1) // page_size, page_size)
+        return self.page_pool.known.longest_prefix(keys)
+
+    def _start(self, sequence: Sequence, cached: list[int]) -> None:
+        """Make the first waiting sequence a running one, behind the pages that are there."""
+        self.page_pool.share(cached)
+        self.waiting.popleft()
+        self.running.append(sequence)
+        sequence.status = SequenceStatus.RUNNING
+        sequence.pages = cached
+        sequence.num_computed_tokens = len(cached) * self.page_pool.page_size
+        if sequence.num_cached_tokens is None:
+            sequence.num_cached_tokens = sequence.num_computed_tokens
+        self.num_started_tokens += len(sequence)
+        self.num_cached_tokens += sequence.num_computed_tokens
 
     def _make_room(self, sequence: Sequence, count: int) -> bool:
         """Preempt the newest until `count` more tokens fit; False if `sequence` went itself."""
@@ -169,8 +224,18 @@ class Scheduler:
     def _take(self, sequence: Sequence, count: int) -> ScheduledSequence:
         """Schedule the next `count` tokens of `sequence`, with pages for them."""
         sequence.pages += self.page_pool.allocate(self._pages_missing(sequence, count))
+        self._make_known(sequence, sequence.num_computed_tokens + count)
         samples = count == sequence.num_uncomputed_tokens
         return ScheduledSequence(sequence, sequence.num_computed_tokens, count, samples)
+
+    def _make_known(self, sequence: Sequence, end: int) -> None:
+        """Let others share the pages that are full once the tokens before `end` are computed."""
+        page_size = self.page_pool.page_size
+        first, last = sequence.num_computed_tokens // page_size, end // page_size
+        if first < last:
+            keys = sequence.keys_of_pages(last, page_size)
+            for key, page in zip(keys[first:], sequence.pages[first:last], strict=bool(keys)):
+                self.page_pool.known.add(key, page)
 
     def _pages_missing(self, sequence: Sequence, count: int) -> int:
         """Pages to add before `count` more tokens of `sequence` can be stored."""

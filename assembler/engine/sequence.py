@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from enum import Enum, auto
+from hashlib import blake2b
 
 import torch
 
 from assembler.engine.outputs import FinishReason
+from assembler.engine.prefix_cache import PageKeys
 from assembler.engine.sampling_params import SamplingParams
 
 
@@ -25,6 +27,8 @@ class Sequence:
     The keys and values of `token_ids[:num_computed_tokens]` are in `pages`, in order; the tokens
     after them are still to be run (the rest of the prompt, the token sampled last, or everything
     after a preemption). The sequence samples a new token in the step that runs its last one.
+
+    A request for several samples has as many sequences, which share the pages of the prompt.
     """
 
     def __init__(
@@ -35,26 +39,33 @@ class Sequence:
         *,
         max_length: int,
         eos_token_ids: Collection[int] = (),
+        index: int = 0,
+        page_salt: bytes | None = None,
     ) -> None:
         """A waiting sequence, of the prompt only.
 
         Args:
             max_length: tokens of prompt and output together at which the sequence ends.
             eos_token_ids: tokens that end it unless `params.ignore_eos`.
+            index: which of the request's samples it is.
+            page_salt: sequences of one salt that begin alike share pages; None: it shares none.
         """
         self.request_id = request_id
+        self.index = index
         self.params = params
         self.token_ids = list(prompt_token_ids)
         self.num_prompt_tokens = len(prompt_token_ids)
         self.pages: list[int] = []  # filled by the scheduler
         self.num_computed_tokens = 0  # advanced by the scheduler
+        self.num_cached_tokens: int | None = None  # found in the cache when it was first started
         self.status = SequenceStatus.WAITING
         self.finish_reason: FinishReason | None = None
         # On the CPU whatever the model's device, and used by this sequence alone: a seed gives the
         # same draws on every device, in every batch and across preemptions.
         self.generator: torch.Generator | None = None
         if params.seed is not None:
-            self.generator = torch.Generator().manual_seed(params.seed)
+            self.generator = torch.Generator().manual_seed(_sample_seed(params.seed, index))
+        self._page_keys = None if page_salt is None else PageKeys(page_salt)
         self._stop_token_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             self._stop_token_ids |= frozenset(eos_token_ids)
@@ -91,6 +102,12 @@ class Sequence:
     def is_finished(self) -> bool:
         return self.status is SequenceStatus.FINISHED
 
+    def keys_of_pages(self, count: int, page_size: int) -> list[bytes]:
+        """What the first `count` (full) pages are known by; [] if the sequence shares none."""
+        if self._page_keys is None:
+            return []
+        return self._page_keys.first(count, self.token_ids, page_size)
+
     def append(self, token_id: int) -> FinishReason | None:
         """Add a sampled token; return why the sequence ends with it, or None if it goes on."""
         self.token_ids.append(token_id)
@@ -99,3 +116,11 @@ class Sequence:
         if len(self.token_ids) >= self._max_length:
             return "length"
         return None
+
+
+def _sample_seed(seed: int, index: int) -> int:
+    """The seed of a request's sample `index`: the first one's is the request's own."""
+    if index == 0:
+        return seed
+    digest = blake2b(f"{seed} {index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

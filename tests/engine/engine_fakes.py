@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from assembler.blocks.context import CacheSpec, ForwardContext
+from assembler.engine.kv_cache import length_border
 from assembler.engine.llm_engine import LLMEngine
 from assembler.engine.model_runner import ModelRunner
 from assembler.engine.outputs import RequestOutput
@@ -23,6 +24,7 @@ class _Cache(nn.Module):
     """Stands for an attention block: owns cache 0, three numbers a token."""
 
     cache_index = 0
+    length_border = 0  # it caches the length that goes with each token
 
     def cache_spec(self) -> CacheSpec:
         return CacheSpec(num_kv_heads=1, head_dim=3)
@@ -144,6 +146,8 @@ def make_engine(
     tokenizer: FakeTokenizer | None = None,
     shuffle_pages: int | None = None,
     seed: int | None = 0,
+    prefix_caching: bool = True,
+    chunked_prefill: bool = True,
 ) -> LLMEngine:
     """An engine over a fake model; `shuffle_pages` is the seed of a random order of free pages."""
     pool = PagePool(num_pages, page_size)
@@ -152,7 +156,10 @@ def make_engine(
         random.Random(shuffle_pages).shuffle(pages)
         pool.free(pages)
     scheduler = Scheduler(
-        pool, max_num_batched_tokens=max_num_batched_tokens, max_num_seqs=max_num_seqs
+        pool,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_num_seqs=max_num_seqs,
+        chunked_prefill=chunked_prefill,
     )
     runner = ModelRunner(
         model, None, num_pages=num_pages, page_size=page_size, sampler=Sampler(seed)
@@ -160,7 +167,15 @@ def make_engine(
     for cache in runner.kv_caches:
         for tensor in cache:
             tensor.fill_(torch.nan)  # whoever reads what was never written gets NaN
-    return LLMEngine(runner, scheduler, tokenizer, vocab_size=VOCAB, max_model_len=max_model_len)
+    return LLMEngine(
+        runner,
+        scheduler,
+        tokenizer,
+        vocab_size=VOCAB,
+        max_model_len=max_model_len,
+        prefix_caching=prefix_caching,
+        length_border=length_border(model),
+    )
 
 
 def run(engine: LLMEngine) -> dict[str, RequestOutput]:
@@ -169,6 +184,6 @@ def run(engine: LLMEngine) -> dict[str, RequestOutput]:
     while engine.has_unfinished_requests():
         for output in engine.step():
             outputs[output.request_id] = output
-        engine.scheduler.check_integrity()
-    assert engine.scheduler.page_pool.num_free == engine.scheduler.page_pool.num_pages
+        engine.check_integrity()
+    engine.check_integrity()
     return outputs
