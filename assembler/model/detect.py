@@ -27,7 +27,9 @@ def detect_conf(config: Mapping[str, Any], roots: Sequence[Path]) -> ConfFile:
         SpecError: nothing matches (lists what is available, and the nearest names), or two confs
             of equal standing do.
     """
-    confs = list(matches_of(roots))
+    named = {name for read in _READERS.values() for name in read(config)}
+    named |= _names(_text_config(config).get("model_type"))
+    confs = list(matches_of(roots, mentioning=named))
     for conf, matches in confs:
         _check_keys(conf, matches)
     for key, read in _READERS.items():
@@ -36,7 +38,15 @@ def detect_conf(config: Mapping[str, Any], roots: Sequence[Path]) -> ConfFile:
         if fitting:
             found = _the_one(fitting, roots, key, wanted)
             return _of_its_type(found, config, confs, roots) or found
-    raise SpecError(_nothing_fits(config, confs))
+    everything = list(matches_of(roots))
+    for conf, matches in everything:
+        _check_keys(conf, matches)
+    raise SpecError(_nothing_fits(config, everything))
+
+
+def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    text = config.get("text_config")
+    return text if isinstance(text, Mapping) else {}
 
 
 def _the_one(
@@ -63,8 +73,7 @@ def _of_its_type(
     roots: Sequence[Path],
 ) -> ConfFile | None:
     """The conf for the config's model type that builds on `found`, if there is one."""
-    text = config.get("text_config")
-    for fields in (text if isinstance(text, Mapping) else {}, config):
+    for fields in (_text_config(config), config):
         wanted = _names(fields.get("model_type"))
         fitting = [
             conf
