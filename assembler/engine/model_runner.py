@@ -67,7 +67,8 @@ class ModelRunner:
         """
         inputs = StepInputs.of(batch, self.page_size)
         with self.peers.step(inputs.pack()) if self.peers else nullcontext():
-            return self.sampler.sample(self.run(inputs), batch.sampling_sequences)
+            logits = self._score_prompts(batch, self.run(inputs))
+            return self.sampler.sample(logits, batch.sampling_sequences)
 
     def serve(self) -> None:
         """In a rank that does not schedule: run every step that comes, until none does."""
@@ -103,6 +104,20 @@ class ModelRunner:
             logit_rows=None if rows is None else self._tensor(rows, torch.int64),
         )
         return self._tensor(inputs.input_ids, torch.int64), ctx
+
+    def _score_prompts(self, batch: ScheduledBatch, logits: torch.Tensor) -> torch.Tensor:
+        """Hand over the rows of prompts whose logits are wanted; the rows that are sampled from."""
+        if not any(item.num_prompt_logits for item in batch.items):
+            return logits
+        sampled, row = [], 0
+        for item in batch.items:
+            end = row + item.num_prompt_logits
+            if end > row:
+                self.sampler.score_prompt(item.sequence, item.start, logits[row:end])
+            if item.samples:
+                sampled.append(end)
+            row = end + item.samples
+        return logits[sampled]
 
     def _tensor(self, values: list, dtype: torch.dtype) -> torch.Tensor:
         return torch.tensor(values, dtype=dtype, device=self.device)

@@ -37,6 +37,14 @@ class ScheduledSequence(NamedTuple):
     samples: bool  # these are its last tokens: a new one is sampled after them
 
     @property
+    def num_prompt_logits(self) -> int:
+        """How many of these tokens stand in the prompt before another one, whose logit is wanted."""
+        if not self.sequence.needs_prompt_logits:
+            return 0
+        followed = self.sequence.num_prompt_tokens - 1 - self.start
+        return max(0, min(followed, self.num_new_tokens))
+
+    @property
     def is_decode(self) -> bool:
         """Whether it is one token, that was generated before."""
         return self.num_new_tokens == 1 and self.start >= self.sequence.num_prompt_tokens
@@ -121,7 +129,10 @@ class Scheduler:
                 for which none could be sampled.
         """
         for item in batch.items:
-            item.sequence.num_computed_tokens = item.start + item.num_new_tokens
+            sequence = item.sequence
+            sequence.num_computed_tokens = item.start + item.num_new_tokens
+            if sequence.num_computed_tokens >= sequence.num_prompt_tokens:
+                sequence.needs_prompt_logits = False
         for sequence, token_id in zip(batch.sampling_sequences, token_ids, strict=True):
             if token_id is None:
                 self.page_pool.forget(sequence.pages)  # NaN must not spread to who begins alike
@@ -192,8 +203,11 @@ class Scheduler:
     def _cached_pages(self, sequence: Sequence) -> list[int]:
         """The pages that hold the beginning of a waiting sequence; its last token is not there.
 
-        That token has to run, as the next one is sampled after it.
+        That token has to run, as the next one is sampled after it; and so have all tokens of the
+        prompt whose logits are wanted.
         """
+        if sequence.needs_prompt_logits:
+            return []
         page_size = self.page_pool.page_size
         keys = sequence.keys_of_pages((len(sequence) - 1) // page_size, page_size)
         return self.page_pool.known.longest_prefix(keys)

@@ -58,6 +58,9 @@ class Sequence:
         self.pages: list[int] = []  # filled by the scheduler
         self.num_computed_tokens = 0  # advanced by the scheduler
         self.num_cached_tokens: int | None = None  # found in the cache when it was first started
+        # Whether the logits after each token of the prompt are wanted, which are of one sample only;
+        # ends when they have been computed.
+        self.needs_prompt_logits = params.prompt_logprobs is not None and index == 0
         self.status = SequenceStatus.WAITING
         self.finish_reason: FinishReason | None = None
         # On the CPU whatever the model's device, and used by this sequence alone: a seed gives the

@@ -39,7 +39,8 @@ class StepInputs:
         cu_seqlens_q = [0]
         context_lens: list[int] = []
         logit_rows: list[int] = []
-        for sequence, start, count, samples in batch.items:
+        for item in batch.items:
+            sequence, start, count, samples = item
             end = start + count
             prompt = sequence.num_prompt_tokens
             input_ids += sequence.token_ids[start:end]
@@ -47,6 +48,7 @@ class StepInputs:
             # By position alone, so that a token computed again after a preemption is the same.
             sequence_lengths += [max(prompt, position + 1) for position in range(start, end)]
             slot_mapping += slots(sequence.pages, start, end, page_size)
+            logit_rows += range(cu_seqlens_q[-1], cu_seqlens_q[-1] + item.num_prompt_logits)
             cu_seqlens_q.append(len(input_ids))
             context_lens.append(end)
             if samples:
