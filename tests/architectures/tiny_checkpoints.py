@@ -69,7 +69,7 @@ def to_hub_style(case: Case, folder: Path) -> None:
 
 def _rewrite_fields(fields: dict[str, Any], case: Case) -> None:
     rope = fields.get("rope_parameters") or {}
-    for name in (*_NEW_FIELDS, *case.hub_lacks):
+    for name in _NEW_FIELDS:
         fields.pop(name, None)
     if "sliding_attention" in rope:  # one RoPE a layer type: Gemma 3 named the second base
         fields["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
@@ -88,6 +88,8 @@ def _rewrite_fields(fields: dict[str, Any], case: Case) -> None:
     if rope:
         fields["rope_scaling"] = scaling
     fields |= hub
+    for name in case.hub_lacks:
+        fields.pop(name, None)
 
 
 def _rewrite_tensors(case: Case, path: Path, num_layers: int) -> None:
