@@ -61,6 +61,7 @@ class LLM:
             raise cause from error
         self._count = 0
         self._streamed: dict[str, RequestOutput | None] = {}  # what each open stream will yield
+        self._queued: dict[str, RequestOutput | None] = {}  # what `step` will report
 
     def _load(self, model: str | Path | None, progress: Callable[[int, int], None] | None) -> None:
         """Load this rank's share and put the engine around it."""
@@ -111,17 +112,17 @@ class LLM:
         """
         batch = as_batch(prompts)
         params = params_for(batch, sampling_params)
-        ids = self._add_all(batch, params)
+        ids = self._add_all(batch, params, stream=False)
         outputs: dict[str, RequestOutput] = {}
         unfinished = set(ids)
-        with GenerationBar(len(ids), enabled=use_tqdm) as bar:
+        with GenerationBar(len(ids), self.engine.stats, enabled=use_tqdm) as bar:
             try:
                 while unfinished:
                     for output in self._step():
                         if output.finished and output.request_id in unfinished:
                             unfinished.remove(output.request_id)
                             outputs[output.request_id] = output
-                            bar.advance(output)
+                    bar.show(len(outputs))
             except BaseException:
                 self._abort(ids)
                 raise
@@ -135,7 +136,7 @@ class LLM:
         Closing the iterator early ends the request. Streams may be read in turns, and between other
         calls: a request goes on with every step that any of them takes.
         """
-        (request_id,) = self._add_all([prompt], params_for([prompt], sampling_params))
+        (request_id,) = self._add_all([prompt], params_for([prompt], sampling_params), stream=True)
         self._streamed[request_id] = None
         finished = False
         try:
@@ -160,6 +161,36 @@ class LLM:
         prompts = [self.chat_prompt(conversation) for conversation in as_conversations(messages)]
         return self.generate(prompts, sampling_params, use_tqdm)
 
+    def add_request(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> str:
+        """Queue a request for `step` to report on; returns its id.
+
+        Raises:
+            RequestError: the request cannot be served.
+        """
+        (request_id,) = self._add_all([prompt], params_for([prompt], sampling_params), stream=True)
+        self._queued[request_id] = None
+        return request_id
+
+    def step(self) -> list[RequestOutput]:
+        """Run the engine once; what is new of the requests queued by `add_request`."""
+        self._step()
+        outputs = [output for output in self._queued.values() if output is not None]
+        for output in outputs:
+            if output.finished:
+                del self._queued[output.request_id]
+            else:
+                self._queued[output.request_id] = None
+        return outputs
+
+    def is_finished(self) -> bool:
+        """Whether `step` has nothing to do and nothing to report any more."""
+        return self.engine.is_finished() and not any(self._queued.values())
+
+    def abort(self, request_id: str) -> RequestOutput | None:
+        """End a request now and return its last output; None if it has ended (or never was)."""
+        self._queued.pop(request_id, None)
+        return self.engine.abort(request_id)
+
     def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
         """The token ids of a conversation, ready for the answer to follow.
 
@@ -177,7 +208,9 @@ class LLM:
             raise TokenizerError("this model came without tokenizer files: prompts are token ids")
         return self.tokenizer
 
-    def _add_all(self, prompts: Sequence[Prompt], params: Sequence[SamplingParams]) -> list[str]:
+    def _add_all(
+        self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], *, stream: bool
+    ) -> list[str]:
         """Queue every prompt, or none if one of them is refused."""
         ids: list[str] = []
         refused: list[str] = []
@@ -185,7 +218,7 @@ class LLM:
             request_id = str(self._count)
             self._count += 1
             try:
-                self.engine.add_request(request_id, prompt, own)
+                self.engine.add_request(request_id, prompt, own, stream=stream)
                 ids.append(request_id)
             except RequestError as error:
                 refused.append(str(error) if len(prompts) == 1 else f"prompt {number}: {error}")
@@ -195,11 +228,12 @@ class LLM:
         return ids
 
     def _step(self) -> list[RequestOutput]:
-        """Run the engine once; open streams find what is new for them in their place."""
+        """Run the engine once; open streams and `step` find what is new for them in its place."""
         outputs = self.engine.step()
         for output in outputs:
-            if output.request_id in self._streamed:
-                self._streamed[output.request_id] = output
+            for place in (self._streamed, self._queued):
+                if output.request_id in place:
+                    place[output.request_id] = output
         return outputs
 
     def _abort(self, ids: Sequence[str]) -> None:

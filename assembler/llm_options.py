@@ -35,7 +35,9 @@ class LLMOptions(EngineOptions):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of weights and cache; auto: float32 on a CPU, else as published"
     )
-    device: str = Field("auto", description="cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
+    device: str = Field(
+        "auto", description="cpu, cuda, cuda:1, mps, xpu, ...; auto: a GPU if there is one"
+    )
     attention: Literal["auto", "torch", "triton"] = Field(
         "auto", description="attention kernels; auto: triton on a GPU, torch elsewhere"
     )

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from assembler.engine.outputs import RequestOutput
+    from assembler.engine.stats import EngineStats
+
+_REFRESH_SECONDS = 0.5
 
 
 @contextmanager
@@ -27,22 +31,52 @@ def bytes_bar(what: str = "Loading") -> Iterator[Callable[[int, int], None]]:
 
 
 class GenerationBar:
-    """A tqdm bar over requests, with throughput; silent when switched off."""
+    """A tqdm bar over requests, with the speed of prefill and decode; silent when switched off."""
 
-    def __init__(self, total: int, *, enabled: bool) -> None:
+    def __init__(self, total: int, stats: EngineStats, *, enabled: bool) -> None:
+        """`stats`: those of the engine that serves the requests, which changes them as it goes."""
         from tqdm import tqdm
 
         self.bar = tqdm(total=total, desc="Generating", unit="req", disable=not enabled)
-        self.tokens = 0
+        self._stats = stats
+        self._before = replace(stats)
+        self._shown_at = time.perf_counter()
 
     def __enter__(self) -> GenerationBar:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._show_speed()
         self.bar.close()
 
-    def advance(self, output: RequestOutput) -> None:
-        self.tokens += sum(len(completion.token_ids) for completion in output.outputs)
-        rate = self.tokens / max(self.bar.format_dict["elapsed"], 1e-9)
-        self.bar.set_postfix_str(f"{rate:.1f} tok/s", refresh=False)
-        self.bar.update()
+    def show(self, num_finished: int) -> None:
+        """Show how many requests have finished, and at times how fast it goes."""
+        if self.bar.disable:
+            return
+        self.bar.update(num_finished - self.bar.n)
+        if time.perf_counter() - self._shown_at >= _REFRESH_SECONDS:
+            self._show_speed()
+
+    def _show_speed(self) -> None:
+        """Tokens a second since the last time, in the steps that ran such tokens."""
+        if self.bar.disable:
+            return
+        before, now = self._before, self._stats
+        phases = {
+            "prefill": (
+                now.num_prefill_tokens - before.num_prefill_tokens,
+                now.prefill_time - before.prefill_time,
+            ),
+            "decode": (
+                now.num_decode_tokens - before.num_decode_tokens,
+                now.decode_time - before.decode_time,
+            ),
+        }
+        speeds = [
+            f"{name} {tokens / seconds:.0f} tok/s"
+            for name, (tokens, seconds) in phases.items()
+            if seconds > 0
+        ]
+        if speeds:
+            self.bar.set_postfix_str(", ".join(speeds), refresh=True)
+        self._before, self._shown_at = replace(now), time.perf_counter()

@@ -127,7 +127,9 @@ def rank_device(options: LLMOptions, local_rank: int) -> torch.device:
     """
     name = options.device
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        # cuda (ROCm's devices too), xpu, mps, ...: whatever this torch was built for and finds.
+        found = torch.accelerator.current_accelerator(check_available=True)
+        name = "cpu" if found is None else found.type
     try:
         device = torch.device(name)
         if device.type == "cuda" and options.tensor_parallel_size > 1:

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from assembler.engine.kv_cache import cache_specs, default_cache_bytes, pages_in_budget
+from assembler.engine.kv_cache import (
+    cache_budget,
+    cache_specs,
+    length_border,
+    pages_in_budget,
+)
 from assembler.engine.llm_engine import LLMEngine, TokenizerLike
 from assembler.engine.model_runner import ModelRunner
 from assembler.engine.options import EngineOptions
@@ -22,6 +27,8 @@ if TYPE_CHECKING:
 
 # Of a model that states no length, in an engine that is given none.
 DEFAULT_MAX_MODEL_LEN = 8192
+# Where the user names none. Longer steps hardly run faster, and decodes would wait for them.
+DEFAULT_MAX_NUM_BATCHED_TOKENS = 2048
 
 
 def build_engine(
@@ -60,11 +67,18 @@ def build_engine(
     )
     scheduler = Scheduler(
         PagePool(runner.num_pages, options.page_size),
-        max_num_batched_tokens=options.max_num_batched_tokens,
+        max_num_batched_tokens=_max_num_batched_tokens(options, max_model_len),
         max_num_seqs=options.max_num_seqs,
+        chunked_prefill=options.enable_chunked_prefill,
     )
     return LLMEngine(
-        runner, scheduler, tokenizer, vocab_size=vocab_size, max_model_len=max_model_len
+        runner,
+        scheduler,
+        tokenizer,
+        vocab_size=vocab_size,
+        max_model_len=max_model_len,
+        prefix_caching=options.enable_prefix_caching,
+        length_border=length_border(model),
     )
 
 
@@ -106,6 +120,23 @@ def _max_model_len(wanted: int | None, model_length: int | None) -> int:
     return wanted
 
 
+def _max_num_batched_tokens(options: EngineOptions, max_model_len: int) -> int:
+    """The tokens of a step; where prompts are not cut, any sequence must fit one."""
+    wanted = options.max_num_batched_tokens
+    if wanted is None:
+        least = options.max_num_seqs
+        if not options.enable_chunked_prefill:
+            least = max(least, max_model_len)
+        return max(least, DEFAULT_MAX_NUM_BATCHED_TOKENS)
+    if not options.enable_chunked_prefill and wanted < max_model_len:
+        raise OptionError(
+            f"max_num_batched_tokens={wanted} is less than max_model_len={max_model_len}: with "
+            "enable_chunked_prefill=false a sequence runs in one step. Raise the first, lower the "
+            "second, or leave chunked prefill on."
+        )
+    return wanted
+
+
 def _num_pages(
     model: nn.Module,
     options: EngineOptions,
@@ -116,6 +147,8 @@ def _num_pages(
 ) -> int:
     """Pages of the cache: what the budget holds, but no more than can ever be in use."""
     sharing = 1 if peers is None or device.type != "cpu" else peers.size
-    budget = options.kv_cache_memory_bytes or default_cache_bytes(device) // sharing
+    budget = options.kv_cache_memory_bytes or cache_budget(
+        device, options.gpu_memory_utilization, sharing
+    )
     pages = pages_in_budget(budget, cache_specs(model), options.page_size, dtype)
     return min(pages, options.max_num_seqs * -(-max_model_len // options.page_size))

@@ -42,16 +42,63 @@ def bytes_per_page(specs: Sequence[CacheSpec], page_size: int, dtype: torch.dtyp
     return numbers * page_size * dtype.itemsize
 
 
-def default_cache_bytes(device: torch.device) -> int:
-    """The budget when the user names none: a share of the device's memory."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free * _GPU_SHARE)
+def cache_budget(device: torch.device, utilization: float | None, num_sharing: int = 1) -> int:
+    """Bytes of the KV cache of a rank whose weights are there.
+
+    Args:
+        utilization: which share of the device's memory weights and cache may take together; None:
+            on a GPU 0.9 of what is free, on a CPU a quarter of the physical memory.
+        num_sharing: ranks that share the device's memory.
+
+    Raises:
+        OptionError: the share is used up already.
+    """
+    free, total = device_memory(device)
+    if utilization is None:
+        return (
+            int(total * _HOST_SHARE) // num_sharing
+            if device.type == "cpu"
+            else int(free * _GPU_SHARE)
+        )
+    used = _resident_bytes() if device.type == "cpu" else total - free
+    budget = int(total * utilization) // num_sharing - used
+    if budget <= 0:
+        raise OptionError(
+            f"gpu_memory_utilization={utilization} of the {_size(total)} of {device} is "
+            f"{_size(int(total * utilization))}, and {_size(used * num_sharing)} are in use "
+            "already: nothing is left for the KV cache. Raise it, or set kv_cache_memory_bytes."
+        )
+    return budget
+
+
+def device_memory(device: torch.device) -> tuple[int, int]:
+    """(free, total) bytes of the memory that tensors on `device` take.
+
+    Of a CPU, whose memory other programs free and take at any time, all counts as free; of an MPS
+    device, what the system recommends to keep to.
+    """
+    if device.type == "cpu":
+        return (_physical_bytes(),) * 2
+    if device.type == "mps":
+        total = torch.mps.recommended_max_memory()
+        return total - torch.mps.driver_allocated_memory(), total
+    return torch.accelerator.get_memory_info(device)
+
+
+def _physical_bytes() -> int:
     try:
-        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # not a POSIX system
-        physical = _UNKNOWN_HOST_MEMORY
-    return int(physical * _HOST_SHARE)
+        return _UNKNOWN_HOST_MEMORY
+
+
+def _resident_bytes() -> int:
+    """Physical memory of this process, weights that are mapped from files included."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # not Linux: what the weights take is not known
+        return 0
 
 
 def pages_in_budget(

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from assembler.engine.model_runner import ModelRunner
 from assembler.engine.outputs import RequestOutput
+from assembler.engine.param_checks import check_params, unknown_token_ids
 from assembler.engine.request import DetokenizerLike, Request
 from assembler.engine.sampling_params import SamplingParams
 from assembler.engine.scheduler import ScheduledBatch, Scheduler
@@ -23,9 +24,11 @@ class TokenizerLike(Protocol):
 
     eos_token_ids: Collection[int]
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
 
-    def detokenizer(self) -> DetokenizerLike: ...
+    def decode(self, token_ids: SequenceOf[int], skip_special_tokens: bool = True) -> str: ...
+
+    def detokenizer(self, skip_special_tokens: bool = True) -> DetokenizerLike: ...
 
 
 class LLMEngine:
@@ -63,6 +66,9 @@ class LLMEngine:
         self._length_border = length_border
         self._requests: dict[str, Request] = {}  # the unfinished ones
         self._num_salted = 0
+        # A tokenizer may have more tokens than the model, which never come up.
+        known = tokenizer.eos_token_ids if tokenizer else ()
+        self._eos_token_ids = frozenset(i for i in known if 0 <= i < vocab_size)
 
     def add_request(
         self,
@@ -88,9 +94,7 @@ class LLMEngine:
         if request_id in self._requests:
             raise RequestError(f"request_id {request_id!r} is taken by an unfinished request")
         token_ids = self._encode(prompt)
-        self._check_in_vocabulary("stop_token_ids", params.stop_token_ids)
-        if params.stop and self.tokenizer is None:
-            raise RequestError("there is no tokenizer to find stop strings: use stop_token_ids")
+        bad_words = check_params(params, self.vocab_size, self.tokenizer)
         max_length = self._max_length(len(token_ids), params)
         page_salt = self._page_salt(len(token_ids), params)
         sequences = [
@@ -99,16 +103,16 @@ class LLMEngine:
                 token_ids,
                 params,
                 max_length=max_length,
-                eos_token_ids=self.tokenizer.eos_token_ids if self.tokenizer else (),
+                eos_token_ids=self._eos_token_ids,
+                bad_words=bad_words,
                 index=index,
                 page_salt=page_salt,
             )
             for index in range(params.n)
         ]
-        detokenizer = self.tokenizer.detokenizer if self.tokenizer else None
         text = prompt if isinstance(prompt, str) else None
         self._requests[request_id] = Request(
-            sequences, text, detokenizer, arrival_time, stream=stream
+            sequences, text, self.tokenizer, arrival_time, stream=stream
         )
         for sequence in sequences:
             self.scheduler.add(sequence)
@@ -135,12 +139,13 @@ class LLMEngine:
             request = self._requests[sequence.request_id]
             self._advance(request, sequence)
             advanced[request.request_id] = request
-        self._count(batch)
-        return [
+        outputs = [
             self._output(request)
             for request in advanced.values()
             if request.stream or request.is_finished
         ]
+        self._count(batch, time.perf_counter() - start)
+        return outputs
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """End a request now and return its last output; None if it has ended (or never was)."""
@@ -186,17 +191,9 @@ class LLMEngine:
             token_ids = list(self.tokenizer.encode(prompt))
         if not token_ids:
             raise RequestError("the prompt is empty: it must have at least one token")
-        self._check_in_vocabulary("the prompt", token_ids)
+        if wrong := unknown_token_ids("the prompt", token_ids, self.vocab_size):
+            raise RequestError(wrong)
         return token_ids
-
-    def _check_in_vocabulary(self, where: str, token_ids: SequenceOf[int]) -> None:
-        wrong = sorted({i for i in token_ids if not 0 <= i < self.vocab_size})
-        if wrong:
-            listed = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
-            raise RequestError(
-                f"{where} has token ids that the model does not know: {listed}. "
-                f"They must be 0 to {self.vocab_size - 1}."
-            )
 
     def _max_length(self, num_prompt_tokens: int, params: SamplingParams) -> int:
         """Length at which model and cache are full; refuses a request that asks for more.
@@ -248,8 +245,11 @@ class LLMEngine:
         try:
             if sequence.finish_reason == "abort":
                 sample.finish()
-                request.error = _not_numbers(sequence)
+                request.error = RequestError(
+                    f"request {sequence.request_id!r}: {sequence.sampling.failure}"
+                )
             elif sequence.finish_reason == "stop":
+                sample.add_stop_token(sequence.token_ids[-1])
                 sample.finish()
             elif sample.add_token(sequence.token_ids[-1]):
                 self._stop(sequence)
@@ -276,13 +276,16 @@ class LLMEngine:
         )
         request.error.__cause__ = error
 
-    def _count(self, batch: ScheduledBatch) -> None:
+    def _count(self, batch: ScheduledBatch, seconds: float) -> None:
         """Add a step to the statistics."""
         decoded = sum(item.is_decode for item in batch.items)
+        prefilled = batch.num_tokens - decoded
         stats, scheduler = self.stats, self.scheduler
         stats.num_steps += 1
         stats.num_decode_tokens += decoded
-        stats.num_prefill_tokens += batch.num_tokens - decoded
+        stats.decode_time += seconds if decoded else 0.0
+        stats.num_prefill_tokens += prefilled
+        stats.prefill_time += seconds if prefilled else 0.0
         stats.num_generated_tokens += len(batch.sampling_sequences)
         stats.num_started_tokens = scheduler.num_started_tokens
         stats.num_cached_tokens = scheduler.num_cached_tokens
@@ -293,12 +296,3 @@ class LLMEngine:
         if request.is_finished:
             del self._requests[request.request_id]
         return request.output(time.perf_counter())
-
-
-def _not_numbers(sequence: Sequence) -> RequestError:
-    """Why no token could be sampled for `sequence`."""
-    return RequestError(
-        f"request {sequence.request_id!r}: the model's logits after {len(sequence)} tokens are not "
-        f"numbers (NaN or infinite), so no token can be sampled. Its weights are damaged, or a "
-        f"16-bit dtype overflows: try dtype=float32."
-    )

@@ -8,7 +8,14 @@ from __future__ import annotations
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from assembler.errors import OptionError, did_you_mean
 
@@ -32,7 +39,7 @@ def _explain(error: ValidationError, options: type[Options]) -> str:
     """All the findings of `error`, one a line, in terms of what was given."""
     lines = []
     for finding in error.errors(include_url=False):
-        name, *inside = finding["loc"]
+        name, *inside = (place for place in finding["loc"] if place != "[key]")  # pydantic's mark
         info = options.model_fields.get(str(name))
         alternatives = _alternatives(None if info is None else info.annotation)
         if finding["type"] == "extra_forbidden":
@@ -70,13 +77,36 @@ class EngineOptions(Options):
         None, gt=0, description="tokens of prompt and output together; null: all the model allows"
     )
     max_num_seqs: int = Field(256, gt=0, description="sequences that run at a time")
-    max_num_batched_tokens: int = Field(
-        2048, gt=0, description="tokens of one step; longer prompts go in chunks"
+    max_num_batched_tokens: int | None = Field(
+        None,
+        gt=0,
+        description="tokens of one step; longer prompts go in chunks; null: 2048, and enough for a "
+        "whole sequence where prompts are not cut",
+    )
+    enable_chunked_prefill: bool = Field(
+        True, description="cut prompts to fill steps; false: a prompt runs in one step"
+    )
+    enable_prefix_caching: bool = Field(
+        True, description="requests that begin alike share the pages of their beginning"
+    )
+    gpu_memory_utilization: float | None = Field(
+        None,
+        gt=0.0,
+        le=1.0,
+        description="share of the device's memory (also a CPU's) for model and KV cache together; "
+        "null: on a GPU 0.9 of what is free, on a CPU a quarter of all for the cache",
     )
     kv_cache_memory_bytes: int | None = Field(
-        None, gt=0, description="KV cache of each rank; null: a share of its device's memory"
+        None, gt=0, description="KV cache of each rank, in place of gpu_memory_utilization"
     )
     page_size: int = Field(16, gt=0, description="tokens in a page of the KV cache")
     seed: int | None = Field(
         None, ge=0, lt=2**63, description="of requests without a seed of their own; null: random"
     )
+
+    @field_validator("kv_cache_memory_bytes")
+    @classmethod
+    def _one_size(cls, size: int | None, info: ValidationInfo) -> int | None:
+        if size is not None and info.data.get("gpu_memory_utilization") is not None:
+            raise ValueError("gpu_memory_utilization is given too: give one of them")
+        return size

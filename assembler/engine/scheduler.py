@@ -38,7 +38,7 @@ class ScheduledSequence(NamedTuple):
 
     @property
     def num_prompt_logits(self) -> int:
-        """How many of these tokens stand in the prompt before another one, whose logit is wanted."""
+        """How many of these stand in the prompt before a token whose logit is wanted."""
         if not self.sequence.needs_prompt_logits:
             return 0
         followed = self.sequence.num_prompt_tokens - 1 - self.start

@@ -8,8 +8,8 @@ from assembler.engine.build import build_engine
 from assembler.engine.kv_cache import (
     allocate_kv_caches,
     bytes_per_page,
+    cache_budget,
     cache_specs,
-    default_cache_bytes,
     pages_in_budget,
 )
 from assembler.engine.options import EngineOptions
@@ -76,7 +76,7 @@ def test_a_cache_beyond_the_memory_is_an_option_error():
 
 
 def test_default_budget_is_a_part_of_the_memory():
-    assert 64 << 20 < default_cache_bytes(torch.device("cpu")) < 1 << 45
+    assert 64 << 20 < cache_budget(torch.device("cpu"), None) < 1 << 45
 
 
 def build(model_length=None, **options):
