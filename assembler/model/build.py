@@ -16,23 +16,13 @@ from assembler.blocks.context import BuildContext
 from assembler.blocks.parallel import TensorParallel
 from assembler.errors import SpecError, WiringError
 from assembler.model.graphs import WiredGraph, num_streams, wire
+from assembler.model.layer_stack import LayerModule, LayerStack
 from assembler.model.names import LAYER_INDEX, LAYERS, LOGITS, TOKENS
 from assembler.model.places import block_place, located_wiring
 from assembler.model.registry import BlockRegistry, BlockSpec, default_registry
 from assembler.model.rewrites import ModelGraphs, apply_rewrites
 from assembler.model.spec import ModelSpec
 from assembler.model.wiring import Callee, Scope, parse_wiring
-
-
-class LayerStack(nn.ModuleList):
-    """The layers, run one after the other: `(*streams, ctx) -> streams`."""
-
-    def forward(self, *args):
-        *state, ctx = args
-        for layer in self:
-            out = layer(*state, ctx)
-            state = out if isinstance(out, tuple) else (out,)
-        return out
 
 
 def build_model(
@@ -154,27 +144,29 @@ class _Builder:
         model = fx.GraphModule(root, graphs.model.graph, class_name="Model")
         model.spec = self.spec
         model.tp = self.context.tp
+        # fx copies what its graph calls and what is listed here.
+        model.meta["_user_preserved_attributes"] = {"spec": model.spec, "tp": model.tp}
         return model
 
     def _layers(self, graphs: ModelGraphs) -> LayerStack:
         layers = LayerStack()
-        made: dict[int, fx.GraphModule] = {}
+        twins: dict[int, LayerModule] = {}
         for index, kind in enumerate(self.spec.layer_kinds):
             wired = graphs.first.get(kind, graphs.kinds[kind]) if index == 0 else graphs.kinds[kind]
-            layer = self._layer(wired, kind, index)
-            twin = made.setdefault(id(wired), layer)
-            # One code object for all layers of a kind: what is compiled for one serves the others.
-            type(layer).forward = type(twin).forward
+            layer = self._layer(wired, kind, index, twins.get(id(wired)))
+            twins.setdefault(id(wired), layer)
             layers.append(layer)
         return layers
 
-    def _layer(self, wired: WiredGraph, kind: str, index: int) -> fx.GraphModule:
+    def _layer(
+        self, wired: WiredGraph, kind: str, index: int, twin: LayerModule | None
+    ) -> LayerModule:
         root = nn.Module()
         for name, entry in self.spec.kinds[kind].blocks.items():
             root.add_module(name, self.context.child(entry, f"layers.{index}.{name}"))
         for attribute, value in wired.scalar_values(self.numbers, index).items():
             setattr(root, attribute, value)
-        return fx.GraphModule(root, wired.graph, class_name=f"Layer_{kind}")
+        return LayerModule(root, wired.graph, f"Layer_{kind}", twin)
 
 
 def _tie_head(model: fx.GraphModule, spec: ModelSpec) -> None:

@@ -167,13 +167,13 @@ def matches_of(
     parsed: one or two of a hundred. Those of users are always read, so that a slip in one shows.
     """
     shipped = (PACKAGE_ROOT / "conf").resolve()
+    trusted = [root / "conf" for root in roots if (root / "conf").resolve() == shipped]
     seen: set[str] = set()
     for path in _conf_paths(roots):
         if path.stem in seen:
             continue
         seen.add(path.stem)
-        ours = mentioning is not None and path.parent.resolve() == shipped
-        if ours and not _mentions(path, mentioning):
+        if mentioning is not None and path.parent in trusted and not _mentions(path, mentioning):
             continue
         conf = read_conf(path)
         matches = conf.marked.data.get("matches")

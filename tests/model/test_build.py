@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import textwrap
 
 import pytest
@@ -200,3 +201,22 @@ def test_positions_reach_the_blocks_that_ask(ws: Workspace) -> None:
     calls = [node for node in model.layers[0].graph.nodes if node.op == "call_module"]
     with_context = {str(node.target) for node in calls if "ctx" in map(str, node.args)}
     assert with_context == {"attn"}
+
+
+def test_layers_of_a_kind_run_one_code(ws: Workspace) -> None:
+    model = ws.build(ws.base(("count: 2", "count: 4")))
+    codes = [type(layer).forward.__code__ for layer in model.layers]
+    assert codes[1] is codes[2] is codes[3] and codes[0] is not codes[1]  # the first has no pair
+    assert model.layers[3].code == model.layers[1].code
+    edited = model.layers[3]
+    edited.recompile()
+    assert type(edited).forward.__code__ is not codes[1]
+
+
+def test_a_copy_is_a_model_of_its_own(ws: Workspace) -> None:
+    model = ws.build(ws.base())
+    twin = copy.deepcopy(model)
+    assert twin.spec == model.spec and twin.tp == model.tp
+    names = dict(model.named_parameters())
+    assert dict(twin.named_parameters()).keys() == names.keys()
+    assert all(p is not names[name] for name, p in twin.named_parameters())
