@@ -2,7 +2,8 @@
 
 A file holds one well-known release as published: its config, its tensors folded over the layers
 (`{0-31}` stands for every layer, or every expert), how many values the files hold in all and how
-many of them are the model's parameters, and where each of these facts comes from.
+many parameters the language model has, where each of these facts comes from (`source`), and
+whether that could be confirmed (`confirmed`).
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from assembler.weights.index import CheckpointIndex, TensorInfo
+from assembler.weights.tensor_info import DTYPE_BYTES
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "published"
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.json")))
 
 _RANGE = re.compile(r"\{(\d+)-(\d+)\}")
-_DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "BOOL": 1}
 
 
 @dataclass(frozen=True)
@@ -34,43 +35,40 @@ class Release:
     conf: str  # the conf that its config must be detected as
     refuses_ranks: tuple[int, ...]  # sizes of 2, 4, 8 over which its heads or rows do not divide
     config: Mapping[str, Any]
-    tensors: Mapping[str, tuple[int, ...]]  # unfolded
-    dtype: str
-    dtypes: Mapping[str, str]  # by name pattern, where they differ from `dtype`
+    tensors: Mapping[str, TensorInfo]  # unfolded
     stored: int  # values in all its tensors, as published
-    parameters: int  # those that are the language model's
+    parameters: int  # of the language model; a pair of values and scales makes one weight
 
     def index(self) -> CheckpointIndex:
         """The headers of the release, as if its files were in a folder here."""
-        tensors, offset = {}, 0
-        for name, shape in self.tensors.items():
-            dtype = next((d for p, d in self.dtypes.items() if fnmatchcase(name, p)), self.dtype)
-            nbytes = math.prod(shape) * _DTYPE_BYTES[dtype]
-            file = Path(self.name, "model.safetensors")
-            tensors[name] = TensorInfo(name, shape, dtype, file, offset, nbytes)
-            offset += nbytes
-        return CheckpointIndex(Path(self.name), "safetensors", tensors, self.config, {})
+        return CheckpointIndex(Path(self.name), "safetensors", self.tensors, self.config, {})
 
 
 def read_release(name: str) -> Release:
     data = json.loads((FOLDER / f"{name}.json").read_text())
-    tensors = {
-        tensor: tuple(shape)
-        for pattern, shape in data["tensors"].items()
-        for tensor in _unfold(pattern)
-    }
     return Release(
         name=name,
         release=data["release"],
         conf=data["conf"],
         refuses_ranks=tuple(data.get("refuses_ranks", ())),
         config=data["config"],
-        tensors=tensors,
-        dtype=data["dtype"],
-        dtypes=data.get("dtypes", {}),
+        tensors=_tensors(data, Path(name, "model.safetensors")),
         stored=data["parameters"]["stored"],
         parameters=data["parameters"]["model"],
     )
+
+
+def _tensors(data: Mapping[str, Any], file: Path) -> dict[str, TensorInfo]:
+    """The headers, one after the other. `dtypes` has the types that are not `dtype`, by pattern."""
+    tensors, offset = {}, 0
+    for folded, shape in data["tensors"].items():
+        patterns = data.get("dtypes", {}).items()
+        dtype = next((d for pattern, d in patterns if fnmatchcase(folded, pattern)), data["dtype"])
+        nbytes = math.prod(shape) * DTYPE_BYTES[dtype]
+        for name in _unfold(folded):
+            tensors[name] = TensorInfo(name, tuple(shape), dtype, file, offset, nbytes)
+            offset += nbytes
+    return tensors
 
 
 def _unfold(pattern: str) -> Iterator[str]:

@@ -36,7 +36,7 @@ def _plan(release: Release, tp: TensorParallel) -> LoadPlan:
 
 
 def test_the_record_adds_up_to_the_published_count(release: Release) -> None:
-    assert sum(math.prod(shape) for shape in release.tensors.values()) == release.stored
+    assert sum(math.prod(info.shape) for info in release.tensors.values()) == release.stored
 
 
 def test_the_model_has_the_published_number_of_parameters(release: Release) -> None:
@@ -50,8 +50,8 @@ def test_the_map_covers_every_tensor(release: Release) -> None:
     assert plan.errors == ()
     assert plan.totals.tensors_covered == plan.totals.tensors == len(release.tensors)
     assert plan.totals.parameters_filled == plan.totals.parameters
-    used = {piece.source for piece in plan.pieces}
-    assert sum(math.prod(release.tensors[name]) for name in used) == release.parameters
+    used = {piece.source: piece.info for piece in plan.pieces}
+    assert sum(math.prod(info.shape) for info in used.values()) == release.parameters
 
 
 @pytest.mark.parametrize("size", [2, 4, 8])
