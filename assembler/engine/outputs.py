@@ -53,6 +53,15 @@ def _elapsed(start: float | None, end: float | None) -> float | None:
     return None if start is None or end is None else end - start
 
 
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """How likely the model found one token, before any setting changed its logits."""
+
+    logprob: float
+    rank: int  # 1: the likeliest
+    decoded_token: str | None = None  # the token's text by itself; None without a tokenizer
+
+
 @dataclass(frozen=True)
 class CompletionOutput:
     """One generated continuation, as far as it has come."""
@@ -61,6 +70,10 @@ class CompletionOutput:
     text: str  # "" when the engine has no tokenizer; ends before a stop string or stop token
     token_ids: list[int]  # all generated tokens, the stopping one included
     finish_reason: FinishReason | None = None  # None: still running
+    stop_reason: int | str | None = None  # the stop string or stop token; None: another end
+    cumulative_logprob: float | None = None  # of all tokens; None: no `logprobs` were asked for
+    # Of each token: itself, and as many of the likeliest as `logprobs` says, by token id.
+    logprobs: list[dict[int, Logprob]] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,3 +87,5 @@ class RequestOutput:
     finished: bool
     metrics: RequestMetrics
     error: RequestError | None = None  # why the request was aborted by the engine itself
+    # Of each token of the prompt, if `prompt_logprobs` were asked for; nothing foretells the first.
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None

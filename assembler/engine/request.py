@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
 from typing import Protocol
 
-from assembler.engine.outputs import CompletionOutput, RequestMetrics, RequestOutput
+from assembler.engine.logprobs import TokenLogprobs
+from assembler.engine.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
 from assembler.engine.sequence import Sequence
 from assembler.errors import RequestError
 from assembler.tokenizer.stop_strings import StopStrings
@@ -21,25 +21,36 @@ class DetokenizerLike(Protocol):
     def finish(self) -> str: ...
 
 
+class DecoderLike(Protocol):
+    """Says what token ids stand for."""
+
+    def decode(self, token_ids: SequenceOf[int], skip_special_tokens: bool = True) -> str: ...
+
+    def detokenizer(self, skip_special_tokens: bool = True) -> DetokenizerLike: ...
+
+
 class Sample:
     """One of a request's sequences and the text of what it has generated."""
 
     def __init__(
-        self, sequence: Sequence, detokenizer: DetokenizerLike | None, *, as_it_grows: bool
+        self, sequence: Sequence, tokenizer: DecoderLike | None, *, as_it_grows: bool
     ) -> None:
         """A sample without text.
 
         Args:
-            detokenizer: a new one; None leaves the text empty.
+            tokenizer: None leaves the text empty.
             as_it_grows: False: the text is needed when the sequence has ended, and not before.
         """
         self.sequence = sequence
         self.text = ""
-        self._detokenizer = detokenizer
+        params = sequence.params
+        self._detokenizer = tokenizer and tokenizer.detokenizer(params.skip_special_tokens)
         self._undecoded: list[int] = []
-        stop = sequence.params.stop
-        self._stop_strings = StopStrings(stop) if stop else None
-        self._decodes_at_once = as_it_grows or bool(stop)
+        self._stop_strings = None
+        if params.stop:
+            self._stop_strings = StopStrings(params.stop, params.include_stop_str_in_output)
+        self._decodes_at_once = as_it_grows or bool(params.stop)
+        self._logprobs = DescribedLogprobs(tokenizer)
 
     def add_token(self, token_id: int) -> bool:
         """Take a generated token; True if that completes a stop string, which ends the text."""
@@ -47,6 +58,11 @@ class Sample:
             return False
         self._undecoded.append(token_id)
         return self._decodes_at_once and self._decode()
+
+    def add_stop_token(self, token_id: int) -> None:
+        """Take the token that ends the sequence; its text counts only if that is asked for."""
+        if self.sequence.params.include_stop_str_in_output:
+            self.add_token(token_id)
 
     def finish(self) -> bool:
         """Decode what is held back for a next token; True if that completes a stop string."""
@@ -59,12 +75,23 @@ class Sample:
 
     def output(self) -> CompletionOutput:
         """What there is to report."""
+        sequence = self.sequence
+        known = None if sequence.params.logprobs is None else sequence.sampling.logprobs
         return CompletionOutput(
-            index=self.sequence.index,
+            index=sequence.index,
             text=self.text,
-            token_ids=self.sequence.generated_token_ids,
-            finish_reason=self.sequence.finish_reason,
+            token_ids=sequence.generated_token_ids,
+            finish_reason=sequence.finish_reason,
+            stop_reason=self._stop_reason(),
+            cumulative_logprob=None if known is None else sum(token.logprobs[0] for token in known),
+            logprobs=None if known is None else self._logprobs.of(known),
         )
+
+    def _stop_reason(self) -> int | str | None:
+        if self.sequence.finish_reason != "stop":
+            return None
+        matched = None if self._stop_strings is None else self._stop_strings.matched
+        return self.sequence.stop_reason if matched is None else matched
 
     def _decode(self) -> bool:
         token_ids, self._undecoded = self._undecoded, []
@@ -74,9 +101,28 @@ class Sample:
         if self._stop_strings is None:
             self.text += text
             return False
-        out, stopped = self._stop_strings.push(text)
+        sequence = self.sequence
+        may_stop = sequence.num_generated_tokens > sequence.params.min_tokens
+        out, stopped = self._stop_strings.push(text, may_stop)
         self.text += out
         return stopped
+
+
+class DescribedLogprobs:
+    """The log-probabilities of a growing list of tokens as users get them, each made once."""
+
+    def __init__(self, tokenizer: DecoderLike | None) -> None:
+        self._tokenizer = tokenizer
+        self._made: list[dict[int, Logprob]] = []
+
+    def of(self, known: SequenceOf[TokenLogprobs]) -> list[dict[int, Logprob]]:
+        """One dict a token; `known` is what it was before, and more."""
+        text = None if self._tokenizer is None else self._text
+        self._made += [token.described(text) for token in known[len(self._made) :]]
+        return list(self._made)
+
+    def _text(self, token_id: int) -> str:
+        return self._tokenizer.decode([token_id], skip_special_tokens=False)
 
 
 class Request:
@@ -86,7 +132,7 @@ class Request:
         self,
         sequences: SequenceOf[Sequence],
         prompt: str | None,
-        detokenizer: Callable[[], DetokenizerLike] | None,
+        tokenizer: DecoderLike | None,
         arrival_time: float,
         *,
         stream: bool = True,
@@ -96,14 +142,12 @@ class Request:
         Args:
             sequences: one for each sample, in order.
             prompt: None when it was given as token ids.
-            detokenizer: makes a new one; None leaves the texts empty.
+            tokenizer: None leaves the texts empty.
             stream: whether anybody looks at it before it is finished.
         """
         self.request_id = sequences[0].request_id
-        self.samples = [
-            Sample(sequence, detokenizer() if detokenizer else None, as_it_grows=stream)
-            for sequence in sequences
-        ]
+        self.samples = [Sample(sequence, tokenizer, as_it_grows=stream) for sequence in sequences]
+        self._prompt_logprobs = DescribedLogprobs(tokenizer)
         self.prompt = prompt
         self.prompt_token_ids = sequences[0].prompt_token_ids
         self.stream = stream
@@ -142,4 +186,12 @@ class Request:
             finished=finished,
             metrics=self.metrics,
             error=self.error,
+            prompt_logprobs=self._of_prompt(),
         )
+
+    def _of_prompt(self) -> list[dict[int, Logprob] | None] | None:
+        """The prompt's log-probabilities, which the first sample works out; the first is None."""
+        sequence = self.samples[0].sequence
+        if sequence.params.prompt_logprobs is None:
+            return None
+        return [None, *self._prompt_logprobs.of(sequence.sampling.prompt_logprobs)]

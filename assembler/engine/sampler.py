@@ -1,26 +1,40 @@
 """Choosing the next token of every sequence of a step at once.
 
-The order is vLLM's: temperature, then min-p (Nguyen et al., 2024), top-k (Fan et al., 2018) and
-top-p (nucleus sampling, Holtzman et al., 2020), each over what the one before it left. A token is
-then drawn by inverting the cumulative distribution with one uniform number a sequence. What a
-sequence gets depends on its own logits and its own draws only, never on the rows beside it.
+The order is vLLM's: logit bias, penalties and bans change the logits; then temperature, min-p,
+top-k and top-p say what may be drawn (see `candidates`). A token is drawn by inverting the
+cumulative distribution with one uniform number a sequence. What a sequence gets depends on its own
+logits and its own draws only, never on the rows beside it.
 
-Shapes: R rows (sequences that sample), V vocabulary.
+Shapes: R rows (sequences that sample), V vocabulary, C candidates.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence as SequenceOf
+from itertools import compress
 
 import torch
 
-from assembler.engine.sampling_params import SamplingParams
+from assembler.engine.candidates import (
+    Candidates,
+    has_small_top_k,
+    small_top_k,
+    whole_vocabulary,
+)
+from assembler.engine.logit_rules import RuledRow, apply_bans, apply_bias
+from assembler.engine.logprobs import token_logprobs
+from assembler.engine.penalties import PenalisedRow, apply_penalties
+from assembler.engine.random_numbers import uniforms
 from assembler.engine.sequence import Sequence
 
-# Looked at first for top-p: sorting a whole vocabulary takes ten times as long.
-_TOP_P_HEAD = 1024
 _NO_TOKEN = -1
+_NOT_NUMBERS = (
+    "the model's logits after {} tokens are not numbers (NaN or infinite), so no token can be "
+    "sampled. Its weights are damaged, or a 16-bit dtype overflows: try dtype=float32."
+)
+_NOTHING_ALLOWED = (
+    "no token may follow after {} tokens: allowed_token_ids, bad_words and min_tokens leave none"
+)
 
 
 class Sampler:
@@ -35,106 +49,150 @@ class Sampler:
             self._generator.manual_seed(seed)
 
     def sample(self, logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> list[int | None]:
-        """A token id for each row of `logits` [R, V]; None where the row is not a distribution.
+        """A token id for each row of `logits` [R, V]; None where there is none to be had.
 
-        A row fails if it holds NaN or +inf, or nothing but -inf.
+        A row fails if it holds NaN or +inf or nothing but -inf, or if no token is allowed; the
+        sequence's `sampling.failure` then says why. Log-probabilities that a sequence asks for are
+        added to its `sampling.logprobs`.
         """
         if not sequences:
             return []
-        logits = logits.float()
-        best, token_ids = logits.max(dim=-1)  # NaN wins the maximum
+        if all(sequence.sampling.is_plain for sequence in sequences):
+            best, chosen = logits.max(dim=-1)  # NaN wins the maximum
+            token_ids = torch.where(best.isfinite(), chosen, _NO_TOKEN).tolist()
+        else:
+            token_ids = self._choose(logits, sequences)
+        if _NO_TOKEN in token_ids:
+            _explain_failures(logits, sequences, token_ids)
+        _record_logprobs(logits, sequences, token_ids)
+        return [None if token_id == _NO_TOKEN else token_id for token_id in token_ids]
+
+    def score_prompt(self, sequence: Sequence, start: int, logits: torch.Tensor) -> None:
+        """Add the log-probabilities of a prompt's tokens to the sequence's `sampling`.
+
+        Args:
+            start: position in the prompt of the token that row 0 comes after.
+            logits: [rows, V]; row i says what may follow position `start` + i.
+        """
+        known = sequence.sampling.prompt_logprobs
+        del known[start:]  # of chunks that are computed again
+        following = sequence.token_ids[start + 1 : start + 1 + len(logits)]
+        counts = [sequence.params.prompt_logprobs] * len(following)
+        known += token_logprobs(logits, following, counts)
+
+    def _choose(self, logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> list[int]:
+        """The token of each row, `_NO_TOKEN` where there is none."""
+        logits = edited_logits(logits, sequences)
+        best, token_ids = logits.max(dim=-1)
         rows = [row for row, s in enumerate(sequences) if not s.params.is_greedy]
         if rows:
-            index = torch.tensor(rows, device=logits.device)
-            drawing = [sequences[row] for row in rows]
-            probs = probabilities(logits[index], [s.params for s in drawing])
-            uniforms = _column(self._uniforms(drawing), probs)
-            token_ids[index] = _invert_cdf(probs, uniforms, fallback=token_ids[index])
-        token_ids = torch.where(best.isfinite(), token_ids, _NO_TOKEN)
-        return [None if token_id == _NO_TOKEN else token_id for token_id in token_ids.tolist()]
+            numbers = self._uniforms([sequences[row] for row in rows])
+            draws = dict(zip(rows, numbers, strict=True))
+            few = [row for row in rows if has_small_top_k(sequences[row].params)]
+            many = [row for row in rows if not has_small_top_k(sequences[row].params)]
+            if few:
+                index = torch.tensor(few, device=logits.device)
+                found, overflows = small_top_k(logits[index], [sequences[r].params for r in few])
+                _draw(found, few, draws, token_ids)
+                many += compress(few, overflows.tolist())
+            if many:
+                index = torch.tensor(many, device=logits.device)
+                found = whole_vocabulary(logits[index], [sequences[r].params for r in many])
+                _draw(found, many, draws, token_ids)
+        return torch.where(best.isfinite(), token_ids, _NO_TOKEN).tolist()
 
     def _uniforms(self, sequences: SequenceOf[Sequence]) -> list[float]:
-        """One number in [0, 1) for each sequence, from its own generator if it has one."""
+        """One number in [0, 1) for each sequence; from its own seed if it has one."""
         numbers = torch.rand(len(sequences), generator=self._generator, dtype=torch.float64)
-        uniforms = numbers.tolist()
-        for row, sequence in enumerate(sequences):
-            if sequence.generator is not None:
-                uniforms[row] = torch.rand(
-                    (), generator=sequence.generator, dtype=torch.float64
-                ).item()
-        return uniforms
+        drawn = numbers.tolist()
+        seeded = [row for row, s in enumerate(sequences) if s.params.seed is not None]
+        if seeded:
+            own = uniforms(
+                [sequences[row].params.seed for row in seeded],
+                [sequences[row].sampling.index for row in seeded],
+                [sequences[row].num_generated_tokens for row in seeded],
+            )
+            for row, number in zip(seeded, own, strict=True):
+                drawn[row] = number
+        return drawn
 
 
-def probabilities(logits: torch.Tensor, params: SequenceOf[SamplingParams]) -> torch.Tensor:
-    """What may be drawn, and how likely: [R, V], not normalised after top-p.
+def edited_logits(logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> torch.Tensor:
+    """`logits` [R, V] in fp32, with the biases, penalties and bans of the sequences."""
+    ruled, penalised = [], []
+    for row, sequence in enumerate(sequences):
+        state, prompt = sequence.sampling, sequence.num_prompt_tokens
+        if state.rules is not None:
+            banned = state.rules.banned(sequence.token_ids, prompt)
+            ruled.append(RuledRow(row, state.rules, banned))
+        if state.counts is not None:
+            state.counts.catch_up(sequence.token_ids, prompt)
+            penalised.append(PenalisedRow(row, sequence.params, state.counts))
+    edited = logits.float()
+    if edited is logits and (ruled or penalised):
+        edited = logits.clone()
+    if ruled:
+        apply_bias(edited, ruled)
+    if penalised:
+        apply_penalties(edited, penalised)
+    if ruled:
+        apply_bans(edited, ruled)
+    return edited
 
-    Args:
-        logits: [R, V] fp32.
-        params: of each row; none of them greedy.
+
+def _draw(
+    candidates: Candidates, rows: list[int], draws: dict[int, float], token_ids: torch.Tensor
+) -> None:
+    """Draw a token for each of `rows` and put it into `token_ids` [all rows].
+
+    What stands there (the likeliest token) stays where the draw hits a token of weight 0, which
+    rounding may bring about: of a number next to 1, or of sums that are made in parallel.
     """
-    vocab_size = logits.shape[-1]
-    logits = logits - logits.amax(dim=-1, keepdim=True)  # <= 0: no temperature can overflow
-    logits /= _column([p.temperature for p in params], logits)
-    if any(p.min_p > 0 for p in params):
-        floors = [math.log(p.min_p) if p.min_p > 0 else -math.inf for p in params]
-        logits.masked_fill_(logits < _column(floors, logits), -math.inf)
-    top_k = [p.top_k if 0 < p.top_k < vocab_size else None for p in params]
-    if any(top_k):
-        logits.masked_fill_(logits < _top_k_floors(logits, top_k), -math.inf)
-    probs = logits.softmax(dim=-1)
-    if any(p.top_p < 1 for p in params):
-        width = min(_TOP_P_HEAD, max(k or vocab_size for k in top_k))
-        top_p = _column([p.top_p for p in params], probs)
-        probs.masked_fill_(probs < _top_p_floors(probs, top_p, width), 0.0)
-    return probs
+    weights = candidates.weights
+    index = torch.tensor(rows, device=weights.device)
+    numbers = torch.tensor([[draws[row]] for row in rows], dtype=weights.dtype)
+    columns = invert_cdf(weights, numbers.to(weights.device))
+    drawn = columns if candidates.token_ids is None else candidates.token_ids.gather(-1, columns)
+    likely = weights.gather(-1, columns) > 0
+    token_ids[index] = torch.where(likely, drawn, token_ids[index].unsqueeze(1)).squeeze(1)
 
 
-def _top_k_floors(logits: torch.Tensor, top_k: list[int | None]) -> torch.Tensor:
-    """The k-th largest logit of each row, [R, 1]; -inf where k is None.
-
-    Tokens that tie with it are as good, so all that are not below it are kept.
-    """
-    width = max(k for k in top_k if k is not None)
-    largest = logits.topk(width, dim=-1).values
-    last = torch.tensor([[(k or width) - 1] for k in top_k], device=logits.device)
-    everything = torch.tensor([[k is None] for k in top_k], device=logits.device)
-    return largest.gather(-1, last).masked_fill(everything, -math.inf)
+def invert_cdf(weights: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """The columns [R, 1] at which the cumulative sums of `weights` [R, C] pass `numbers` [R, 1]."""
+    cumulative = weights.cumsum(dim=-1)
+    target = numbers * cumulative[:, -1:]
+    columns = torch.searchsorted(cumulative, target, right=True)
+    return columns.clamp_(max=weights.shape[-1] - 1)
 
 
-def _top_p_floors(probs: torch.Tensor, top_p: torch.Tensor, width: int) -> torch.Tensor:
-    """The least probability in each row's nucleus, [R, 1]; 0 where `top_p` [R, 1] is 1.
-
-    The nucleus is the smallest set of likeliest tokens of mass `top_p`, and those that tie with
-    its last. It is sought among the `width` likeliest tokens, and where that fails among all.
-    """
-    likeliest = probs.topk(width, dim=-1).values
-    mass = likeliest.cumsum(dim=-1)
-    in_nucleus = (mass - likeliest) < top_p  # the tokens before it do not reach top_p yet
-    last = in_nucleus.sum(dim=-1, keepdim=True) - 1
-    floors = likeliest.gather(-1, last.clamp(min=0))  # -1 only in rows of NaN
-    floors.masked_fill_(top_p >= 1, 0.0)
-    if width < probs.shape[-1]:
-        short = ((mass[:, -1:] < top_p) & (top_p < 1)).squeeze(1).nonzero().squeeze(1)
-        if len(short):
-            floors[short] = _top_p_floors(probs[short], top_p[short], probs.shape[-1])
-    return floors
-
-
-def _invert_cdf(
-    probs: torch.Tensor, uniforms: torch.Tensor, fallback: torch.Tensor
-) -> torch.Tensor:
-    """The tokens [R] at which the cumulative sums of `probs` [R, V] pass `uniforms` [R, 1].
-
-    `fallback` [R] is taken where that token has probability 0, which rounding may bring about: of
-    a number next to 1, or of sums that are made in parallel.
-    """
-    cumulative = probs.cumsum(dim=-1)
-    target = uniforms * cumulative[:, -1:]
-    token_ids = torch.searchsorted(cumulative, target, right=True).clamp_(max=probs.shape[-1] - 1)
-    likely = probs.gather(-1, token_ids) > 0
-    return torch.where(likely.squeeze(1), token_ids.squeeze(1), fallback)
+def _record_logprobs(
+    logits: torch.Tensor, sequences: SequenceOf[Sequence], token_ids: list[int]
+) -> None:
+    """Add what is known about the chosen tokens to the sequences that ask for it."""
+    rows = [
+        row
+        for row, sequence in enumerate(sequences)
+        if sequence.params.logprobs is not None and token_ids[row] != _NO_TOKEN
+    ]
+    if rows:
+        found = token_logprobs(
+            logits[torch.tensor(rows, device=logits.device)],
+            [token_ids[row] for row in rows],
+            [sequences[row].params.logprobs for row in rows],
+        )
+        for row, logprobs in zip(rows, found, strict=True):
+            known = sequences[row].sampling.logprobs
+            del known[sequences[row].num_generated_tokens :]  # of a step that failed afterwards
+            known.append(logprobs)
 
 
-def _column(values: list[float], like: torch.Tensor) -> torch.Tensor:
-    """`values` as a column [R, 1] that broadcasts over the rows of `like`."""
-    return torch.tensor(values, dtype=like.dtype, device=like.device).unsqueeze(1)
+def _explain_failures(
+    logits: torch.Tensor, sequences: SequenceOf[Sequence], token_ids: list[int]
+) -> None:
+    """Say in the state of each sequence without a token why it has none."""
+    for row, token_id in enumerate(token_ids):
+        if token_id == _NO_TOKEN:
+            sequence = sequences[row]
+            healthy = bool(logits[row].max().isfinite())
+            reason = _NOTHING_ALLOWED if healthy else _NOT_NUMBERS
+            sequence.sampling.failure = reason.format(len(sequence))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from collections.abc import Sequence as SequenceOf
 from enum import Enum, auto
-from hashlib import blake2b
-
-import torch
 
 from assembler.engine.outputs import FinishReason
 from assembler.engine.prefix_cache import PageKeys
 from assembler.engine.sampling_params import SamplingParams
+from assembler.engine.sampling_state import SamplingState
 
 
 class SequenceStatus(Enum):
@@ -39,6 +38,7 @@ class Sequence:
         *,
         max_length: int,
         eos_token_ids: Collection[int] = (),
+        bad_words: SequenceOf[SequenceOf[int]] = (),
         index: int = 0,
         page_salt: bytes | None = None,
     ) -> None:
@@ -47,6 +47,7 @@ class Sequence:
         Args:
             max_length: tokens of prompt and output together at which the sequence ends.
             eos_token_ids: tokens that end it unless `params.ignore_eos`.
+            bad_words: the token ids of `params.bad_words`.
             index: which of the request's samples it is.
             page_salt: sequences of one salt that begin alike share pages; None: it shares none.
         """
@@ -58,20 +59,22 @@ class Sequence:
         self.pages: list[int] = []  # filled by the scheduler
         self.num_computed_tokens = 0  # advanced by the scheduler
         self.num_cached_tokens: int | None = None  # found in the cache when it was first started
-        # Whether the logits after each token of the prompt are wanted, which are of one sample only;
-        # ends when they have been computed.
+        # Whether the logits after each token of the prompt are wanted (of one sample only); ends
+        # when they have been computed.
         self.needs_prompt_logits = params.prompt_logprobs is not None and index == 0
         self.status = SequenceStatus.WAITING
         self.finish_reason: FinishReason | None = None
-        # On the CPU whatever the model's device, and used by this sequence alone: a seed gives the
-        # same draws on every device, in every batch and across preemptions.
-        self.generator: torch.Generator | None = None
-        if params.seed is not None:
-            self.generator = torch.Generator().manual_seed(_sample_seed(params.seed, index))
+        self.stop_reason: int | None = None  # which of `params.stop_token_ids` ended it
+        self.sampling = SamplingState(
+            params,
+            prompt_token_ids,
+            index=index,
+            end_token_ids={*params.stop_token_ids, *eos_token_ids},
+            bad_words=bad_words,
+        )
         self._page_keys = None if page_salt is None else PageKeys(page_salt)
-        self._stop_token_ids = frozenset(params.stop_token_ids)
-        if not params.ignore_eos:
-            self._stop_token_ids |= frozenset(eos_token_ids)
+        self._eos_token_ids = frozenset(() if params.ignore_eos else eos_token_ids)
+        self._stop_token_ids = self._eos_token_ids.union(params.stop_token_ids)
         if params.max_tokens is not None:
             max_length = min(max_length, self.num_prompt_tokens + params.max_tokens)
         self._max_length = max_length
@@ -115,15 +118,8 @@ class Sequence:
         """Add a sampled token; return why the sequence ends with it, or None if it goes on."""
         self.token_ids.append(token_id)
         if token_id in self._stop_token_ids:
+            self.stop_reason = None if token_id in self._eos_token_ids else token_id
             return "stop"
         if len(self.token_ids) >= self._max_length:
             return "length"
         return None
-
-
-def _sample_seed(seed: int, index: int) -> int:
-    """The seed of a request's sample `index`: the first one's is the request's own."""
-    if index == 0:
-        return seed
-    digest = blake2b(f"{seed} {index}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1

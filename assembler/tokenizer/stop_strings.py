@@ -16,22 +16,35 @@ class StopStrings:
     completed by the same character).
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], include: bool = False) -> None:
+        """Watch for `stops`; with `include`, the one that ends the text is a part of it."""
         if isinstance(stops, str) or not all(isinstance(s, str) and s for s in stops):
             raise OptionError(f"stop strings must be a list of non-empty strings, not {stops!r}")
         self._stops = tuple(stops)
+        self._include = include
         self._held = ""
-        self.stopped = False
+        self.matched: str | None = None  # the stop string that ended the text
 
-    def push(self, text: str) -> tuple[str, bool]:
-        """Return (text that may go out, whether a stop string was met); after that, nothing."""
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was met."""
+        return self.matched is not None
+
+    def push(self, text: str, may_stop: bool = True) -> tuple[str, bool]:
+        """Return (text that may go out, whether a stop string was met); after that, nothing.
+
+        Args:
+            may_stop: False: stop strings that `text` completes are text like any other.
+        """
         if self.stopped:
             return "", True
+        held = len(self._held)
         self._held += text
-        match = self._first_match()
+        match = self._first_match(completed_after=held) if may_stop else None
         if match is not None:
-            self.stopped = True
-            out, self._held = self._held[:match], ""
+            start, self.matched = match
+            end = start + len(self.matched) if self._include else start
+            out, self._held = self._held[:end], ""
             return out, True
         cut = len(self._held) - self._undecided()
         out, self._held = self._held[:cut], self._held[cut:]
@@ -42,11 +55,17 @@ class StopStrings:
         out, self._held = self._held, ""
         return out
 
-    def _first_match(self) -> int | None:
-        """Where the stop string that is completed first begins in the held text."""
-        found = [(self._held.find(stop), stop) for stop in self._stops]
-        ends = [(start + len(stop), start) for start, stop in found if start >= 0]
-        return min(ends)[1] if ends else None
+    def _first_match(self, completed_after: int) -> tuple[int, str] | None:
+        """Where the stop string that is completed first begins in the held text, and which it is.
+
+        Those that end within the first `completed_after` characters were let pass.
+        """
+        ends = []
+        for stop in self._stops:
+            start = self._held.find(stop, max(0, completed_after + 1 - len(stop)))
+            if start >= 0:
+                ends.append((start + len(stop), start, stop))
+        return min(ends)[1:] if ends else None
 
     def _undecided(self) -> int:
         """Length of the longest end of the held text that begins a stop string."""

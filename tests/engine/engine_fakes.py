@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import zlib
+from functools import partial
 
 import torch
 from torch import nn
@@ -24,7 +25,10 @@ class _Cache(nn.Module):
     """Stands for an attention block: owns cache 0, three numbers a token."""
 
     cache_index = 0
-    length_border = 0  # it caches the length that goes with each token
+
+    def __init__(self, length_border: int | None = None) -> None:
+        super().__init__()
+        self.length_border = length_border
 
     def cache_spec(self) -> CacheSpec:
         return CacheSpec(num_kv_heads=1, head_dim=3)
@@ -37,18 +41,23 @@ def logits_after(context: list[tuple[int, int, int]]) -> torch.Tensor:
 
 
 class MemoryModel(nn.Module):
-    """Its logits are a hash of what the paged cache holds: any wrong page, slot or length shows."""
+    """Its logits are a hash of what the paged cache holds: any wrong page, slot or length shows.
 
-    def __init__(self) -> None:
+    Unless `by_length`, the lengths of the sequences do not enter.
+    """
+
+    def __init__(self, *, by_length: bool = True) -> None:
         super().__init__()
-        self.attention = _Cache()
+        self.attention = _Cache(length_border=0 if by_length else None)
+        self.by_length = by_length
         self.steps: list[list[int]] = []  # query lengths of each step that ran
 
     def forward(self, input_ids: torch.Tensor, ctx: ForwardContext) -> torch.Tensor:
         paged = ctx.paged
         keys, values = ctx.kv_caches[0]
         page_size = keys.shape[1]
-        stored = torch.stack([input_ids, ctx.positions, ctx.sequence_lengths], dim=-1).float()
+        lengths = ctx.sequence_lengths * self.by_length
+        stored = torch.stack([input_ids, ctx.positions, lengths], dim=-1).float()
         keys.view(-1, 3)[paged.slot_mapping] = stored
         values.view(-1, 3)[paged.slot_mapping] = -stored
         starts = paged.cu_seqlens_q.tolist()
@@ -68,11 +77,11 @@ class MemoryModel(nn.Module):
         return torch.cat(out)
 
 
-def greedy_reference(prompt: list[int], count: int) -> list[int]:
+def greedy_reference(prompt: list[int], count: int, *, by_length: bool = True) -> list[int]:
     """What MemoryModel generates greedily, worked out without engine, pages or batches."""
     token_ids = list(prompt)
     for _ in range(count):
-        context = [(t, p, max(len(prompt), p + 1)) for p, t in enumerate(token_ids)]
+        context = [(t, p, max(len(prompt), p + 1) * by_length) for p, t in enumerate(token_ids)]
         token_ids.append(int(logits_after(context).argmax()))
     return token_ids[len(prompt) :]
 
@@ -106,11 +115,15 @@ class FakeTokenizer:
     def __init__(self, eager: bool = False) -> None:
         self.eager = eager
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [self.PIECES.index(char) for char in text]
 
-    def detokenizer(self) -> FakeDetokenizer:
-        return FakeDetokenizer(self.eager)
+    def decode(self, token_ids: list[int], skip_special_tokens: bool = True) -> str:
+        special = "" if skip_special_tokens else "<eos>"
+        return "".join(self.PIECES[i] or special for i in token_ids)
+
+    def detokenizer(self, skip_special_tokens: bool = True) -> FakeDetokenizer:
+        return FakeDetokenizer(self, skip_special_tokens)
 
 
 class FakeDetokenizer:
@@ -119,12 +132,13 @@ class FakeDetokenizer:
     An eager one gives it out at once.
     """
 
-    def __init__(self, eager: bool) -> None:
-        self.eager = eager
+    def __init__(self, tokenizer: FakeTokenizer, skip_special_tokens: bool) -> None:
+        self.decode = partial(tokenizer.decode, skip_special_tokens=skip_special_tokens)
+        self.eager = tokenizer.eager
         self.held = ""
 
     def push(self, token_ids: list[int]) -> str:
-        text = "".join(FakeTokenizer.PIECES[i] for i in token_ids)
+        text = self.decode(token_ids)
         if self.eager:
             return text
         out, self.held = self.held, text

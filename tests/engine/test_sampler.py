@@ -4,16 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from assembler.engine import sampler as sampler_module
-from assembler.engine.sampler import Sampler, probabilities
+from assembler.engine import candidates
+from assembler.engine.candidates import has_small_top_k, small_top_k, whole_vocabulary
+from assembler.engine.sampler import Sampler, invert_cdf
 from assembler.engine.sampling_params import SamplingParams
 from assembler.engine.sequence import Sequence
 
 VOCAB = 97
 
 
-def sequence(**params) -> Sequence:
-    return Sequence("r", [1], SamplingParams(**params), max_length=100)
+def sequence(index=0, **params) -> Sequence:
+    return Sequence("r", [1], SamplingParams(**params), max_length=100, index=index)
 
 
 def reference_distribution(logits, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
@@ -57,27 +58,53 @@ def random_logits(rows, seed=0, scale=2.0):
     return scale * torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("head", [8, 1024], ids=["nucleus wider than the head", "one sort"])
-def test_distributions_equal_the_reference_in_one_mixed_batch(head, monkeypatch):
-    monkeypatch.setattr(sampler_module, "_TOP_P_HEAD", head)
-    logits = random_logits(len(SETTINGS))
-    before = logits.clone()
-    probs = probabilities(logits, [SamplingParams(**s) for s in SETTINGS])
-    assert torch.equal(logits, before), "the logits are the caller's"
+def check_distributions(probs, logits, all_settings):
+    """`probs` [R, V], not normalised, against the reference."""
     probs = (probs / probs.sum(-1, keepdim=True)).double().numpy()
-    for row, settings in enumerate(SETTINGS):
+    for row, settings in enumerate(all_settings):
         expected = reference_distribution(logits[row].double().numpy(), **settings)
         np.testing.assert_allclose(probs[row], expected, atol=2e-6, err_msg=str(settings))
         assert ((probs[row] > 0) == (expected > 0)).all(), settings
 
 
+def weights(logits, params):
+    """[R, V] of the whole vocabulary."""
+    return whole_vocabulary(logits, params).weights
+
+
+@pytest.mark.parametrize("heads", [(8, 20), (64, 1024)], ids=["wider than the heads", "one look"])
+def test_distributions_equal_the_reference_in_one_mixed_batch(heads, monkeypatch):
+    monkeypatch.setattr(candidates, "_TOP_P_HEADS", heads)
+    logits = random_logits(len(SETTINGS))
+    before = logits.clone()
+    found = weights(logits, [SamplingParams(**s) for s in SETTINGS])
+    assert torch.equal(logits, before), "the logits are the caller's"
+    check_distributions(found, logits, SETTINGS)
+
+
+def test_a_small_top_k_gives_the_same_as_the_whole_vocabulary():
+    settings = [s for s in SETTINGS if has_small_top_k(SamplingParams(**s))] * 20
+    assert len(settings) > 100
+    params = [SamplingParams(**s) for s in settings]
+    logits = random_logits(len(params), seed=9)
+    before = logits.clone()
+    found, overflows = small_top_k(logits, params)
+    assert torch.equal(logits, before) and not overflows.any()
+    assert (found.token_ids.diff(dim=-1) > 0).all(), "in the order of the vocabulary"
+    spread = torch.zeros_like(logits).scatter_(-1, found.token_ids, found.weights)
+    check_distributions(spread, logits, settings)
+
+
 def test_a_row_does_not_depend_on_the_rows_beside_it():
     logits = random_logits(len(SETTINGS), seed=1)
     params = [SamplingParams(**s) for s in SETTINGS]
-    together = probabilities(logits, params)
+    together = weights(logits, params)
     for row in range(len(SETTINGS)):
-        alone = probabilities(logits[row : row + 1], params[row : row + 1])
-        assert torch.equal(together[row], alone[0]), SETTINGS[row]
+        alone = weights(logits[row : row + 1], params[row : row + 1])
+        assert torch.allclose(
+            together[row] / together[row].sum(), alone[0] / alone[0].sum(), atol=1e-6
+        ), SETTINGS[row]
+        assert torch.equal(together[row] > 0, alone[0] > 0)
 
 
 def test_draws_follow_the_distribution():
@@ -116,15 +143,18 @@ def test_half_precision_logits_are_sampled_in_fp32():
 def test_a_seed_gives_the_same_draws_in_every_batch():
     logits = random_logits(1, seed=7, scale=0.5)
 
-    def draws(position, size):
-        rows = [sequence() for _ in range(size)]
-        rows[position] = sequence(seed=11)
+    def draws(position, size, index=0, **others):
+        rows = [sequence(**others) for _ in range(size)]
+        rows[position] = mine = sequence(index=index, seed=11)
         sampler = Sampler()
-        return [sampler.sample(logits.expand(size, -1), rows)[position] for _ in range(20)]
+        for _ in range(20):
+            mine.token_ids.append(sampler.sample(logits.expand(size, -1), rows)[position])
+        return mine.generated_token_ids
 
     alone = draws(0, 1)
     assert len(set(alone)) > 5
-    assert draws(3, 8) == draws(0, 2) == alone
+    assert draws(3, 8) == draws(0, 2) == draws(1, 3, seed=5, top_k=3) == alone
+    assert draws(0, 1, index=1) != alone, "another sample of the same request"
 
 
 def test_the_seed_of_the_sampler_rules_unseeded_rows():
@@ -137,10 +167,18 @@ def test_the_seed_of_the_sampler_rules_unseeded_rows():
 
 def test_equal_logits_at_the_border_are_all_kept():
     logits = torch.tensor([[2.0, 1.0, 1.0, 1.0, 0.0]])
-    kept = probabilities(logits, [SamplingParams(top_k=2)]) > 0
+    kept = weights(logits, [SamplingParams(top_k=2)]) > 0
     assert kept.tolist() == [[True, True, True, True, False]]
-    kept = probabilities(logits, [SamplingParams(top_p=0.5)]) > 0
+    kept = weights(logits, [SamplingParams(top_p=0.5)]) > 0
     assert kept.tolist() == [[True, True, True, True, False]]
+
+
+def test_more_ties_than_a_small_top_k_looks_at():
+    """Every token is drawn, though the 5 likeliest could be any of them."""
+    logits = torch.zeros(2000, VOCAB)
+    logits[:, 0] = 1.0
+    tokens = Sampler(seed=0).sample(logits, [sequence(top_k=5)] * 2000)
+    assert set(tokens) == set(range(VOCAB))
 
 
 def test_minus_infinity_is_never_drawn():
@@ -167,10 +205,10 @@ def test_the_ends_of_the_unit_interval_draw_possible_tokens():
     logits = torch.tensor([[-torch.inf, 0.0, 1.0, -torch.inf]])
     probs = logits.softmax(-1)
     for uniform, expected in [(0.0, 1), (1.0, 2), (float(probs[0, 1]) - 1e-6, 1)]:
-        token = sampler_module._invert_cdf(
-            probs, torch.tensor([[uniform]]), fallback=torch.tensor([2])
-        )
-        assert token.tolist() == [expected]
+        column = int(invert_cdf(probs, torch.tensor([[uniform]])))
+        if probs[0, column] == 0:  # the sampler takes the likeliest instead
+            column = int(probs.argmax())
+        assert column == expected
 
 
 def test_no_rows_no_tokens():

@@ -16,11 +16,23 @@ def test_defaults_are_those_of_vllm():
         "top_p": 1.0,
         "top_k": 0,
         "min_p": 0.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "repetition_penalty": 1.0,
+        "n": 1,
         "seed": None,
         "max_tokens": 16,
+        "min_tokens": 0,
         "stop": (),
         "stop_token_ids": (),
         "ignore_eos": False,
+        "bad_words": (),
+        "logit_bias": None,
+        "allowed_token_ids": None,
+        "logprobs": None,
+        "prompt_logprobs": None,
+        "skip_special_tokens": True,
+        "include_stop_str_in_output": False,
     }
 
 
@@ -54,6 +66,32 @@ def test_one_error_lists_every_finding_with_the_nearest_name():
         {"stop_token_ids": [-1]},
         {"stop_token_ids": 3},
         {"ignore_eos": "yes"},
+        {"presence_penalty": 2.1},
+        {"presence_penalty": float("nan")},
+        {"frequency_penalty": -2.1},
+        {"frequency_penalty": "1"},
+        {"repetition_penalty": 0.0},
+        {"repetition_penalty": float("inf")},
+        {"n": 0},
+        {"n": True},
+        {"min_tokens": -1},
+        {"min_tokens": 17},  # more than max_tokens, which is 16
+        {"bad_words": [""]},
+        {"bad_words": [3]},
+        {"logit_bias": [1, 2]},
+        {"logit_bias": {"a": 1.0}},
+        {"logit_bias": {-1: 1.0}},
+        {"logit_bias": {1: 100.5}},
+        {"logit_bias": {1: float("nan")}},
+        {"logit_bias": {1: None}},
+        {"allowed_token_ids": []},
+        {"allowed_token_ids": [-1]},
+        {"allowed_token_ids": 4},
+        {"logprobs": -2},
+        {"logprobs": True},
+        {"prompt_logprobs": 1.5},
+        {"skip_special_tokens": 1},
+        {"include_stop_str_in_output": None},
     ],
 )
 def test_wrong_values_are_refused(wrong):
@@ -69,6 +107,27 @@ def test_forms_of_the_same_value():
     assert SamplingParams(temperature=0).temperature == 0.0
     assert SamplingParams(seed=-1).seed is None
     assert SamplingParams(top_k=-1).top_k == -1
+    assert SamplingParams(bad_words="x").bad_words == SamplingParams(bad_words=["x"]).bad_words
+    assert SamplingParams(allowed_token_ids=[2, 1]).allowed_token_ids == (2, 1)
+    assert SamplingParams(logit_bias={"7": 1, 8: -2.5}).logit_bias == {7: 1.0, 8: -2.5}
+    assert SamplingParams(logprobs=-1, prompt_logprobs=0).logprobs == -1
+
+
+def test_ranges_are_named():
+    with pytest.raises(OptionError) as error:
+        SamplingParams(presence_penalty=3, logit_bias={4: -200.0}, min_tokens=20, n=-1)
+    assert str(error.value).splitlines() == [
+        "presence_penalty=3: input should be less than or equal to 2",
+        "  n=-1: input should be greater than 0",
+        "  min_tokens=20: it must not be more than max_tokens, which is 16",
+        "  logit_bias[4]=-200.0: input should be greater than or equal to -100",
+    ]
+
+
+def test_greedy_samples_are_not_several():
+    with pytest.raises(OptionError, match="n=2: greedy samples are all the same"):
+        SamplingParams(temperature=0, n=2)
+    assert SamplingParams(temperature=0.1, n=2).n == 2
 
 
 def test_greedy_is_temperature_zero():
@@ -82,6 +141,8 @@ def test_frozen_and_hashable():
     with pytest.raises(ValidationError):
         params.top_k = 3
     assert hash(params) == hash(SamplingParams(stop="x"))
+    biased = SamplingParams(logit_bias={1: 2.0, 3: 4.0})
+    assert hash(biased) == hash(SamplingParams(logit_bias={3: 4.0, 1: 2.0})) != hash(params)
 
 
 def test_engine_options_are_checked_alike():
