@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from cases.case import (
@@ -9,6 +10,7 @@ from cases.case import (
     NARROW,
     TIED,
     UNTIED,
+    VOCAB_SIZE,
     WIDE,
     WINDOW,
     Case,
@@ -20,6 +22,15 @@ from cases.case import (
 _FOUR_LAYERS = {"num_hidden_layers": 4}
 _BIASES = {"attention_bias": True, "mlp_bias": True}
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+_VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+    "model_type": "pixtral",
+}
 _LISTED = {"layer_types": ["sliding_attention", "full_attention", "full_attention"] * 2}
 _MULTIPLIERS = {
     "embedding_multiplier": 1.7,
@@ -27,6 +38,7 @@ _MULTIPLIERS = {
     "attention_multiplier": 0.21,
     "logits_scaling": 1.3,
 }
+_GROWING = yarn(9, llama_4_scaling_beta=0.4, mscale=0.7, mscale_all_dim=1.3)
 _YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 _YARN_IN_FULL_LAYERS = {
     "rope_parameters": {
@@ -70,6 +82,15 @@ def _left_out(conf: str, config_class: str, *names: str, **knobs: Any) -> Case:
     sizes = {name: value for name, value in sizes.items() if name not in names}
     about = {"hub_lacks": (*names, *_ROPE_FIELDS, "tie_word_embeddings")}
     return Case(f"{conf}-defaults-left-out", conf, config_class, sizes, **about)
+
+
+def _with_vision(model_type: str, text: Mapping[str, Any]) -> Case:
+    """The text model inside a Mistral 3 with an image encoder."""
+    tied = {name: value for name, value in text.items() if name in TIED}
+    knobs = {"text_config": {**text, "model_type": model_type}, "vision_config": _VISION, **tied}
+    model = "Mistral3ForConditionalGeneration"
+    knobs["image_token_index"] = VOCAB_SIZE - 1
+    return Case(f"{model_type}-multimodal", model_type, "Mistral3Config", knobs, model)
 
 
 CASES: tuple[Case, ...] = (
@@ -133,12 +154,12 @@ CASES: tuple[Case, ...] = (
         num_attention_heads=8,
         head_dim=20,
     ),
-    _ministral3(
-        "scaled-queries", yarn(9, llama_4_scaling_beta=0.4, mscale=0.7, mscale_all_dim=1.3)
-    ),
+    _ministral3("scaled-queries", _GROWING),
     _ministral3(
         "window-tied", {**yarn(6, llama_4_scaling_beta=0.2), "sliding_window": WINDOW, **TIED}
     ),
+    _with_vision("ministral3", {**WIDE, **_GROWING, **UNTIED}),
+    _with_vision("mistral", {**WIDE, "sliding_window": WINDOW, **TIED}),
     _seed_oss("biases", {"attention_out_bias": True, "mlp_bias": True, **rope()}),
     _seed_oss("qkv-biases-tied", TIED),
     _left_out(
