@@ -24,6 +24,7 @@ _HOMES = {
     "logits": "assembler.loading",
     "load_spec": "assembler.model.compose",
     "build_model": "assembler.model.build",
+    "verify_model": "assembler.verify",
     "AssemblerError": "assembler.errors",
 }
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "load_model",
     "load_spec",
     "logits",
+    "verify_model",
 ]
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from assembler.loading import load_model, logits
     from assembler.model.build import build_model
     from assembler.model.compose import load_spec
+    from assembler.verify import verify_model
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,89 @@
+"""Likely causes of a block's difference: changes with which it computes what the reference does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from assembler.model.registry import BlockSpec
+from assembler.verifying.field_changes import Sizes, field_changes
+from assembler.verifying.report import Cause
+from assembler.verifying.trials import Bench, Weights
+from assembler.verifying.weight_changes import weight_changes
+from assembler.weights.parameters import ParameterSlot
+from assembler.weights.weight_map import WeightMap
+from assembler.weights.write_back import RuleLookup
+
+_MOST_SHOWN = 4
+_PROGRESS = 0.3  # a change that leaves less than this of the error is built upon
+
+
+@dataclass(frozen=True)
+class Clues:
+    """What changes are taken from, and what their places are called."""
+
+    config: Mapping[str, Any]
+    sizes: Sizes
+    slots: Mapping[str, ParameterSlot]  # of the whole model
+    weight_map: WeightMap
+    where: str  # file:line of the block in the YAML
+
+
+@dataclass(frozen=True)
+class _Tried:
+    cause: Cause
+    entry: BlockSpec
+    weights: Weights
+
+
+def find_causes(bench: Bench, clues: Clues, error: float, tolerance: float) -> tuple[Any, int]:
+    """The changes that bring a block within `tolerance`, and how many were tried.
+
+    One change is looked for first; where none suffices, a second is looked for on top of the one
+    that helps most. The causes are then those two together.
+
+    Args:
+        error: of the block as it is.
+    """
+    wanted = min(tolerance, error / 10)
+    tried = list(_changed(bench, clues, bench.entry, bench.weights))
+    count = len(tried)
+    right = [item.cause for item in tried if item.cause.error <= wanted]
+    if right or not tried:
+        return _one_a_field(right)[:_MOST_SHOWN], count
+    best = min(tried, key=lambda item: item.cause.error)
+    if best.cause.error > _PROGRESS * error:
+        return (), count
+    more = list(_changed(bench, clues, best.entry, best.weights))
+    count += len(more)
+    right = [item.cause for item in more if item.cause.error <= wanted]
+    return ((best.cause, right[0]) if right else ()), count
+
+
+def _one_a_field(causes: Sequence[Cause]) -> tuple[Cause, ...]:
+    """Of values of one field that do the same, the likeliest."""
+    return tuple({c.change.partition(":")[0]: c for c in reversed(causes)}.values())[::-1]
+
+
+def _changed(bench: Bench, clues: Clues, entry: BlockSpec, weights: Weights) -> Iterator[_Tried]:
+    """Every change of this entry and these weights that can be run."""
+    changes = field_changes(entry, bench.registry, clues.config, clues.sizes, weights)
+    for change in changes:
+        error = bench.error(change.entry, weights)
+        if error is not None:
+            text = f"{change.field}: {change.value}"
+            cause = Cause(text, change.old, "field", clues.where, error)
+            yield _Tried(cause, change.entry, weights)
+    if entry is not bench.entry:  # two mistakes of a map would be guesswork
+        return
+    prefix = f"{bench.path}."
+    own = {n.removeprefix(prefix): s for n, s in clues.slots.items() if n.startswith(prefix)}
+    rules = RuleLookup(clues.weight_map)
+    for change in weight_changes(weights, own):
+        error = bench.error(entry, change.weights)
+        if error is not None:
+            found = rules.all(prefix + change.parameter)
+            where = found[0].where if found else clues.weight_map.name
+            cause = Cause(change.change, change.instead_of, "weights", where, error)
+            yield _Tried(cause, entry, change.weights)
