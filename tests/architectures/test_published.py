@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 import transformers
-from published_releases import NAMES, Release, read_release
+from published_releases import FOLDER, NAMES, Release, read_release
 
 import assembler
 from assembler.blocks.parallel import TensorParallel
@@ -33,6 +34,14 @@ def _plan(release: Release, tp: TensorParallel) -> LoadPlan:
     spec = _spec(release)
     model = assembler.build_model(spec, tp)
     return plan_load(load_weight_map(spec.weight_map), model, release.index())
+
+
+def test_the_record_says_where_its_facts_come_from(release: Release) -> None:
+    record = json.loads((FOLDER / f"{release.name}.json").read_text())
+    facts = {"config", "tensors", "parameters"}
+    assert set(record["source"]) == set(record["confirmed"]) == facts
+    assert all(record["source"].values())
+    assert {type(confirmed) for confirmed in record["confirmed"].values()} == {bool}
 
 
 def test_the_record_adds_up_to_the_published_count(release: Release) -> None:
