@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from assembler.engine.build import build_engine
 from assembler.engine.outputs import RequestOutput
 from assembler.engine.sampling_params import SamplingParams
 from assembler.errors import RequestError, TokenizerError
+from assembler.generation_config import recommended_params
 from assembler.llm_inputs import Message, Prompt, as_batch, as_conversations, params_for
 from assembler.llm_options import LLMOptions
 from assembler.loading import Assembly
@@ -68,6 +70,7 @@ class LLM:
         loaded = load_rank(model, self.options, self._ranks, progress)
         self.spec = loaded.assembly.spec
         self.tokenizer = _tokenizer(loaded.assembly)
+        self._folder = _folder(loaded.assembly)
         self.model = loaded.model
         self.engine = build_engine(
             self.model,
@@ -104,14 +107,15 @@ class LLM:
 
         Args:
             prompts: a text, a list of token ids, or a list of either.
-            sampling_params: one for all, or one for each prompt.
+            sampling_params: one for all, or one for each prompt; None: those of
+                `get_default_sampling_params`.
             use_tqdm: show progress on stderr.
 
         Raises:
             RequestError: a prompt cannot be served; nothing was generated.
         """
         batch = as_batch(prompts)
-        params = params_for(batch, sampling_params)
+        params = params_for(batch, sampling_params, self.get_default_sampling_params)
         ids = self._add_all(batch, params, stream=False)
         outputs: dict[str, RequestOutput] = {}
         unfinished = set(ids)
@@ -136,7 +140,8 @@ class LLM:
         Closing the iterator early ends the request. Streams may be read in turns, and between other
         calls: a request goes on with every step that any of them takes.
         """
-        (request_id,) = self._add_all([prompt], params_for([prompt], sampling_params), stream=True)
+        params = params_for([prompt], sampling_params, self.get_default_sampling_params)
+        (request_id,) = self._add_all([prompt], params, stream=True)
         self._streamed[request_id] = None
         finished = False
         try:
@@ -167,7 +172,8 @@ class LLM:
         Raises:
             RequestError: the request cannot be served.
         """
-        (request_id,) = self._add_all([prompt], params_for([prompt], sampling_params), stream=True)
+        params = params_for([prompt], sampling_params, self.get_default_sampling_params)
+        (request_id,) = self._add_all([prompt], params, stream=True)
         self._queued[request_id] = None
         return request_id
 
@@ -208,6 +214,18 @@ class LLM:
             raise TokenizerError("this model came without tokenizer files: prompts are token ids")
         return self.tokenizer
 
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What requests without SamplingParams get: what the model's generation_config.json says.
+
+        Raises:
+            CheckpointError: that file holds values that cannot be.
+        """
+        return self._recommended
+
+    @cached_property
+    def _recommended(self) -> SamplingParams:
+        return recommended_params(self._folder)
+
     def _add_all(
         self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], *, stream: bool
     ) -> list[str]:
@@ -241,12 +259,17 @@ class LLM:
             self.engine.abort(request_id)
 
 
+def _folder(assembly: Assembly) -> Path:
+    """Where the checkpoint's other files are."""
+    return assembly.path if assembly.path.is_dir() else assembly.path.parent
+
+
 def _tokenizer(assembly: Assembly) -> Tokenizer | None:
     """The checkpoint's tokenizer. Random weights do without where there is none."""
-    index, path = assembly.index, assembly.path
+    index = assembly.index
     if index is not None and index.format == "gguf":
         return Tokenizer.from_gguf(index.metadata)
-    folder = path if path.is_dir() else path.parent
+    folder = _folder(assembly)
     if assembly.plan is not None:
         return Tokenizer.from_folder(folder)
     with suppress(TokenizerError):

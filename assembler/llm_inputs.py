@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -34,11 +34,17 @@ def as_conversations(
 
 
 def params_for(
-    batch: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+    batch: Sequence[Prompt],
+    params: SamplingParams | Sequence[SamplingParams] | None,
+    default: Callable[[], SamplingParams] = SamplingParams,
 ) -> list[SamplingParams]:
-    """The parameters of each prompt; OptionError if they are not that many, or something else."""
+    """The parameters of each prompt; OptionError if they are not that many, or something else.
+
+    Args:
+        default: makes those of all prompts if `params` is None.
+    """
     if params is None:
-        params = SamplingParams()
+        params = default()
     if isinstance(params, SamplingParams):
         return [params] * len(batch)
     if not isinstance(params, Sequence) or not all(isinstance(p, SamplingParams) for p in params):
