@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from cases import classic, dense, gemma, latent, llama, moe
+from cases import classic, dense, gemma, latent, llama, moe, parallel
 from cases.case import LENGTH, VOCAB_SIZE, WINDOW, Case
 
 __all__ = ["CASES", "LENGTH", "QUICK", "VOCAB_SIZE", "WINDOW", "Case", "named", "sweep"]
@@ -24,6 +24,7 @@ CASES: tuple[Case, ...] = (
     *dense.CASES,
     *moe.CASES,
     *latent.CASES,
+    *parallel.CASES,
 )
 QUICK = frozenset(
     {

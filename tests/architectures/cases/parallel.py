@@ -1,0 +1,21 @@
+"""Dense decoders away from Llama: branches side by side, LayerNorm, norms without weights."""
+
+from __future__ import annotations
+
+from cases.case import COMMON, NARROW, TIED, UNTIED, Case, family, rope
+
+_LAYER_NORMS = {**COMMON, "num_key_value_heads": 2, "layer_norm_eps": 2e-3}
+_TOKENS = {"pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2}
+
+_cohere = family("cohere", "CohereConfig", {**_LAYER_NORMS, **_TOKENS, "logit_scale": 0.3})
+_nanochat = family("nanochat", "NanoChatConfig", {**NARROW, **_TOKENS})
+_jais2 = family("jais2", "Jais2Config", {**_LAYER_NORMS, **_TOKENS})
+
+CASES: tuple[Case, ...] = (
+    _cohere("tied", rope()),
+    _cohere("qk-norms-biases", {"use_qk_norm": True, "attention_bias": True, **UNTIED}),
+    _nanochat("softcap", {"final_logit_softcapping": 1.5, **rope()}),
+    _nanochat("biases-tied", {"attention_bias": True, "final_logit_softcapping": None, **TIED}),
+    _jais2("biases", rope()),
+    _jais2("unbiased-tied", {"attention_bias": False, "mlp_bias": False, "head_dim": 20, **TIED}),
+)
