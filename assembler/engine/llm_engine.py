@@ -125,6 +125,7 @@ class LLMEngine:
         if self.is_finished():
             return []
         batch = self.scheduler.schedule()
+        assert batch.items, "there is work, and nothing can run"
         start = time.perf_counter()
         for item in batch.items:
             self._requests[item.sequence.request_id].mark_scheduled(start)
@@ -155,7 +156,10 @@ class LLMEngine:
         for sample in request.samples:
             if not sample.sequence.is_finished:
                 self.scheduler.finish(sample.sequence, "abort")
-                sample.finish()
+                try:
+                    sample.finish()
+                except Exception as error:
+                    self._fail(request, error)
         return self._output(request)
 
     def is_finished(self) -> bool:

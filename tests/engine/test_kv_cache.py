@@ -10,6 +10,8 @@ from assembler.engine.kv_cache import (
     bytes_per_page,
     cache_budget,
     cache_specs,
+    device_memory,
+    length_border,
     pages_in_budget,
 )
 from assembler.engine.options import EngineOptions
@@ -114,3 +116,43 @@ def test_the_cache_keeps_to_its_budget():
 def test_fewer_tokens_than_sequences_in_a_step_are_refused():
     with pytest.raises(OptionError, match="max_num_batched_tokens=8 must be at least max_num_seqs"):
         build(model_length=100, max_num_batched_tokens=8, max_num_seqs=9)
+
+
+def test_a_step_holds_a_whole_sequence_where_prompts_are_not_cut():
+    def tokens_of_a_step(**options):
+        return build(model_length=5000, **options).scheduler.max_num_batched_tokens
+
+    assert tokens_of_a_step() == 2048
+    assert tokens_of_a_step(max_num_seqs=3000) == 3000
+    assert tokens_of_a_step(enable_chunked_prefill=False) == 5000
+    assert tokens_of_a_step(enable_chunked_prefill=False, max_model_len=100) == 2048
+    assert tokens_of_a_step(max_num_batched_tokens=300) == 300
+    with pytest.raises(OptionError, match="max_num_batched_tokens=300 is less than max_model_len"):
+        tokens_of_a_step(enable_chunked_prefill=False, max_num_batched_tokens=300)
+
+
+def test_prefix_caching_is_an_option():
+    assert build()._prefix_caching and not build(enable_prefix_caching=False)._prefix_caching
+
+
+def test_a_share_of_the_memory_counts_what_is_in_use():
+    cpu = torch.device("cpu")
+    half, whole = (cache_budget(cpu, share) for share in (0.5, 1.0))
+    free, total = device_memory(cpu)
+    assert free == total and whole < total
+    assert whole - half == pytest.approx(total / 2, rel=0.01)
+    assert cache_budget(cpu, 1.0, num_sharing=2) < whole / 2
+    with pytest.raises(OptionError, match=r"gpu_memory_utilization=1e-06 .* Raise it, or set kv_"):
+        cache_budget(cpu, 1e-6)
+    with pytest.raises(OptionError, match="give one of them"):
+        EngineOptions(gpu_memory_utilization=0.5, kv_cache_memory_bytes=1 << 20)
+    with pytest.raises(OptionError, match=r"gpu_memory_utilization=1\.5: "):
+        EngineOptions(gpu_memory_utilization=1.5)
+
+
+def test_the_border_of_a_model_is_its_smallest():
+    model = nn.Sequential(MemoryModel(by_length=False), nn.Linear(2, 2))
+    assert length_border(model) is None
+    model[1].length_border = 50
+    assert length_border(model) == 50
+    assert length_border(nn.Sequential(model, MemoryModel())) == 0

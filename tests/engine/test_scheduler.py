@@ -11,9 +11,12 @@ def sequence(name, length, **params):
     return Sequence(name, [1] * length, SamplingParams(**params), max_length=1000)
 
 
-def scheduler_of(*sequences, pages=100, page_size=4, tokens=16, seats=8):
+def scheduler_of(*sequences, pages=100, page_size=4, tokens=16, seats=8, chunked=True):
     scheduler = Scheduler(
-        PagePool(pages, page_size), max_num_batched_tokens=tokens, max_num_seqs=seats
+        PagePool(pages, page_size),
+        max_num_batched_tokens=tokens,
+        max_num_seqs=seats,
+        chunked_prefill=chunked,
     )
     for each in sequences:
         scheduler.add(each)
@@ -34,6 +37,27 @@ def test_prefill_in_chunks_mixed_with_decode_under_the_token_budget():
     assert step(scheduler) == [("a", 0, 6, True), ("b", 0, 10, False)]
     assert step(scheduler) == [("a", 6, 1, True), ("b", 10, 10, True)]
     assert step(scheduler) == [("a", 7, 1, True), ("b", 20, 1, True)]
+
+
+def test_whole_prompts_wait_for_a_step_with_room():
+    names = {"a": 6, "b": 10, "c": 3, "d": 16}
+    scheduler = scheduler_of(*(sequence(n, size) for n, size in names.items()), chunked=False)
+    assert step(scheduler) == [("a", 0, 6, True), ("b", 0, 10, True)]
+    assert step(scheduler)[2:] == [("c", 0, 3, True)]  # d is not cut, and nobody overtakes it
+    for running in [*scheduler.running]:
+        scheduler.finish(running, "abort")
+    assert step(scheduler) == [("d", 0, 16, True)]
+
+
+def test_a_failed_step_is_computed_anew():
+    a, b = sequence("a", 6), sequence("b", 20)
+    scheduler = scheduler_of(a, b)
+    step(scheduler)
+    scheduler.schedule()
+    scheduler.restart()
+    scheduler.check_integrity()
+    assert list(scheduler.waiting) == [a, b] and scheduler.page_pool.num_free == 100
+    assert step(scheduler) == [("a", 0, 7, True), ("b", 0, 9, False)]
 
 
 def test_pages_are_taken_as_tokens_need_them():
