@@ -3,6 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from transformers import (
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from assembler.engine import candidates
 from assembler.engine.candidates import has_small_top_k, small_top_k, whole_vocabulary
@@ -80,6 +86,38 @@ def test_distributions_equal_the_reference_in_one_mixed_batch(heads, monkeypatch
     found = weights(logits, [SamplingParams(**s) for s in SETTINGS])
     assert torch.equal(logits, before), "the logits are the caller's"
     check_distributions(found, logits, SETTINGS)
+
+
+PROCESSORS = {
+    "temperature": TemperatureLogitsWarper,
+    "min_p": MinPLogitsWarper,
+    "top_k": TopKLogitsWarper,
+    "top_p": TopPLogitsWarper,
+}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.4},
+        {"top_k": 3},
+        {"top_k": VOCAB + 1},
+        {"top_p": 0.3},
+        {"top_p": 0.95},
+        {"min_p": 0.02},
+        {"temperature": 1.9, "min_p": 0.03, "top_k": 9, "top_p": 0.7},
+    ],
+)
+def test_distributions_are_those_of_transformers(settings):
+    logits = random_logits(40, seed=12)
+    judged = logits.clone()
+    for name, processor in PROCESSORS.items():
+        if name in settings:
+            judged = processor(settings[name])(torch.zeros(40, 1, dtype=torch.long), judged)
+    found = weights(logits, [SamplingParams(**settings)] * 40)
+    found /= found.sum(-1, keepdim=True)
+    torch.testing.assert_close(found, judged.softmax(-1), rtol=1e-5, atol=1e-7)
+    assert torch.equal(found > 0, judged.softmax(-1) > 0)
 
 
 def test_a_small_top_k_gives_the_same_as_the_whole_vocabulary():
