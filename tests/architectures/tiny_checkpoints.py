@@ -73,7 +73,7 @@ def _rewrite_fields(fields: dict[str, Any], case: Case) -> None:
         fields.pop(name, None)
     if "sliding_attention" in rope:  # one RoPE a layer type: Gemma 3 named the second base
         fields["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
-        rope = rope["full_attention"]
+        rope = rope["full_attention"] or {}
     for key in ("rope_theta", "partial_rotary_factor"):
         if key in rope:
             fields[case.hub_names.get(key, key)] = rope[key]

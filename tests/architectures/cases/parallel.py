@@ -2,18 +2,51 @@
 
 from __future__ import annotations
 
-from cases.case import COMMON, NARROW, TIED, UNTIED, Case, family, rope
+from cases.case import (
+    COMMON,
+    NARROW,
+    TIED,
+    UNTIED,
+    WINDOW,
+    Case,
+    family,
+    rope,
+    rope_of_each_kind,
+)
 
 _LAYER_NORMS = {**COMMON, "num_key_value_heads": 2, "layer_norm_eps": 2e-3}
 _TOKENS = {"pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2}
+_LAYER_TYPES = ["sliding_attention", "full_attention"] * 2
+_ROTATED = {"rope_type": "default", "rope_theta": 50.0, "mrope_section": [2, 2, 2]}
+_ONLY_WINDOWS_TURN = {"rope_parameters": {"sliding_attention": _ROTATED, "full_attention": None}}
+_BOTH_TURN = rope_of_each_kind(mrope_section=[2, 2, 2])
 
 _cohere = family("cohere", "CohereConfig", {**_LAYER_NORMS, **_TOKENS, "logit_scale": 0.3})
 _nanochat = family("nanochat", "NanoChatConfig", {**NARROW, **_TOKENS})
 _jais2 = family("jais2", "Jais2Config", {**_LAYER_NORMS, **_TOKENS})
+_COMPASS = {
+    **_LAYER_NORMS,
+    **_TOKENS,
+    "num_hidden_layers": 4,
+    "sliding_window": WINDOW,
+    "layer_types": _LAYER_TYPES,
+}
+
+_compass = family("cohere_compass", "CohereCompassTextConfig", _COMPASS)
 
 CASES: tuple[Case, ...] = (
     _cohere("tied", rope()),
     _cohere("qk-norms-biases", {"use_qk_norm": True, "attention_bias": True, **UNTIED}),
+    _compass(
+        "full-layers-unrotated",
+        {"logit_scale": 0.3, **_ONLY_WINDOWS_TURN},
+        hub={"layer_types": _LAYER_TYPES, **_ONLY_WINDOWS_TURN},
+    ),
+    _compass(
+        "biases-untied",
+        {"attention_bias": True, **UNTIED, **_BOTH_TURN},
+        hub={"layer_types": _LAYER_TYPES, **_BOTH_TURN},
+    ),
     _nanochat("softcap", {"final_logit_softcapping": 1.5, **rope()}),
     _nanochat("biases-tied", {"attention_bias": True, "final_logit_softcapping": None, **TIED}),
     _jais2("biases", rope()),
