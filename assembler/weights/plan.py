@@ -182,6 +182,14 @@ def _totals(
     )
 
 
+def _whole_tensor(issue: Issue, spare: list[str]) -> str:
+    """What to do where the tensor is there under the module's name: its rule is a parameter's."""
+    bare, _, leaf = issue.names[0].rpartition(".")
+    if bare not in spare or not issue.subject.endswith(f".{leaf}"):
+        return ""
+    return f" A tensor without '.{leaf}' needs a rule with '.{leaf}' in its target."
+
+
 def _findings(issues: list[Issue]) -> list[Finding]:
     """Fold the issues; hint at the spare tensor nearest to a missing one, and the reverse."""
     folded = fold_issues(issues)
@@ -196,5 +204,7 @@ def _findings(issues: list[Issue]) -> list[Finding]:
             near = did_you_mean(issue.subject, wanted, most=1)
         else:
             near = ""
+        if near and issue.names:
+            near += _whole_tensor(issue, spare)
         findings.append(replace(finding, hint=f"{near}{finding.hint}"))
     return findings

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -52,8 +52,7 @@ def read_safetensors_folder(files: CheckpointFiles) -> TensorListing:
         names = _files_without_index(files)
         findings += _gaps_in_numbering(files, names)
     present = [name for name in names if files.has(name)]
-    starts = zip(present, files.starts(present), strict=True)
-    listings = {name: read_safetensors_header(start) for name, start in starts}
+    listings = _read_headers(files, present)
     tensors, merge_findings = _merge(listings, weight_map or {})
     findings += merge_findings
     if weight_map is not None:
@@ -63,6 +62,19 @@ def read_safetensors_folder(files: CheckpointFiles) -> TensorListing:
         metadata = {**listing.metadata, **metadata}
         findings += listing.findings
     return TensorListing(tensors, metadata, tuple(findings))
+
+
+def _read_headers(files: CheckpointFiles, names: list[str]) -> dict[str, TensorListing]:
+    """What each file lists. Raises one CheckpointError for all files that are damaged."""
+    listings, damaged = {}, []
+    for name, start in zip(names, files.starts(names), strict=True):
+        try:
+            listings[name] = read_safetensors_header(start)
+        except CheckpointError as error:
+            damaged.append(str(error))
+    if damaged:
+        raise CheckpointError("\n".join(damaged))
+    return listings
 
 
 def _read_shard_index(
@@ -100,17 +112,22 @@ def _read_shard_index(
 
 
 def _absent_shards(
-    files: CheckpointFiles, names: Iterable[str], weight_map: Mapping[str, str]
+    files: CheckpointFiles, names: Sequence[str], weight_map: Mapping[str, str]
 ) -> list[Finding]:
-    """One finding for each file that the index lists and the folder lacks."""
+    """One finding for each file that the index lists and the folder lacks.
+
+    Only a file that the index does not list can be the one that was meant.
+    """
     findings = []
+    listed = set(names)
+    spare = [name for name in _matching(files, ["*.safetensors"]) if name not in listed]
     for name in names:
         if files.has(name):
             continue
         tensors = sorted(tensor for tensor, file in weight_map.items() if file == name)
         some = ", ".join(tensors[:3]) + (", ..." if len(tensors) > 3 else "")
         message = f"is listed as the file of {len(tensors)} tensors ({some}) but is absent"
-        hint = f"{files.if_absent}{did_you_mean(name, _matching(files, ['*.safetensors']))}"
+        hint = f"{files.if_absent}{did_you_mean(name, spare)}"
         findings.append(Finding("index", name, message, str(files.root / INDEX_NAME), hint))
     return findings
 
@@ -187,7 +204,8 @@ def _index_disagreements(
         if name in holders:
             hint = f"It is in {holders[name]}: correct the index."
         else:
-            hint = did_you_mean(name, listings[file].tensors)
+            spare = [other for other in listings[file].tensors if other not in weight_map]
+            hint = f"Nor does another listed file: fetch it again.{did_you_mean(name, spare)}"
         findings.append(Finding("index", name, message, where, hint))
     for name, file in holders.items():
         if name not in weight_map:

@@ -26,6 +26,8 @@ def shape_words(recipe: Recipe, found: Shape, config: Mapping[str, Any]) -> tupl
             sizes.append(part.size)
     facts += [f"{name} = {size}" for name, size in _fields(config, sizes)]
     hint = f"It comes from {'; '.join(dict.fromkeys(facts))}." if facts else ""
+    if len(found) > 1 and wanted == (*found[:-2], found[-1], found[-2]):
+        hint = f"Rows and columns are exchanged: see `transpose` of its rule. {hint}"
     return str(list(wanted)), hint
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from assembler.errors import did_you_mean
-from assembler.weights.fold import blank_indices, fill_form
+from assembler.weights.fold import blank_indices, fill_form, fold_text
 from assembler.weights.parameters import ParameterSlot
 from assembler.weights.pieces import Piece
 from assembler.weights.plan import LoadPlan
@@ -75,7 +75,14 @@ def _part_names(slot: ParameterSlot, part: str) -> tuple[str, str, str]:
 
 
 def _not_found(name: str, plan: LoadPlan, tensors: Mapping[str, TensorInfo]) -> str:
-    """The nearest names of both sides; forms are compared, since layers only repeat them."""
+    """What is inside of a name that stands for several; else the nearest names of both sides.
+
+    Forms are compared, since layers only repeat them.
+    """
+    modules = [slot.module for slot in plan.parameters]
+    inside = [n for n in dict.fromkeys([*modules, *tensors]) if n.startswith(f"{name}.")]
+    if inside:
+        return f"'{name}' holds several: ask for one of {fold_text(inside)}."
     ours: list[str] = []
     for slot in plan.parameters:
         ours += [slot.name, slot.module, *(f"{slot.module}.{part}" for part in _parts(slot))]

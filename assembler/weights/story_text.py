@@ -111,7 +111,7 @@ def _into(into: Into) -> str:
 
 def _range(span: tuple[int, int, int], dims: int) -> str:
     dim, start, stop = span
-    noun = ("rows", "columns")[dim] if dim < 2 and dims < 3 else f"of dim {dim}"
+    noun = ("rows", "columns")[dim] if dim < 2 and dims < 3 else f"dim {dim}"
     return f"{noun} {start}:{stop}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from assembler.weights.ignores import Ignore
 from assembler.weights.index import TensorInfo
@@ -98,8 +98,18 @@ class _Explainer:
                     if (f"{target}.{suffix}" if suffix else target) in self.misfits:
                         return None
                     because = self._because(target, suffix, set(values) - set(rule.target.names))
-                    return Issue("unclaimed", name, because, (target,), rule.where)
+                    issue = Issue("unclaimed", name, because, (target,), rule.where)
+                    beyond = self.is_beyond_the_last_layer(issue)
+                    return replace(issue, hint=self._too_few_layers(target)) if beyond else issue
         return Issue("unclaimed", name, message)
+
+    def _too_few_layers(self, target: str) -> str:
+        stack = target.partition(".")[0]
+        count = sum(m.startswith(f"{stack}.") and m.count(".") == 1 for m in self.model.modules)
+        return (
+            f"The config gives the model {count} layers: correct it, or `ignore` what is beyond "
+            "them with its reason."
+        )
 
     def is_beyond_the_last_layer(self, issue: Issue) -> bool:
         """Whether there would be a place for the tensor if the model had more layers."""

@@ -172,7 +172,7 @@ UNREADABLE: dict[str, tuple[Damage, str]] = {
     ),
     "no config": (
         lambda folder: (folder / "config.json").unlink(),
-        r"names no architecture .*: say which with conf=NAME",
+        r"copy: there is no config\.json, .*Copy it from the original model",
     ),
     "broken config": (
         lambda folder: cut(folder / "config.json", 20),

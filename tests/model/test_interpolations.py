@@ -193,6 +193,8 @@ def test_without_a_config_only_defaults_count(ws: Workspace) -> None:
     text = "defaults: [base]\nhidden_size: ${hf:hidden_size}"
     with pytest.raises(SpecError, match=r"takes its sizes from a checkpoint's config.json: pass"):
         ws.spec(text)
+    with pytest.raises(SpecError, match=r"config.json: this one has none. Copy it from the orig"):
+        ws.spec(text, config={})
 
 
 def test_marks_of_missing_fields() -> None:

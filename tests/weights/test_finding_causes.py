@@ -115,3 +115,16 @@ def test_a_rule_that_names_a_whole_tensor_for_a_module(tmp_path: Path):
         "its rule names this one tensor for the module norm (it has weight): leave the last part "
         "of the name out on the right, or name a parameter on the left"
     )
+
+
+def test_a_tensor_named_as_the_module(tmp_path: Path):
+    weights = tensors()
+    weights["model.norm"] = weights.pop("model.norm.weight")
+    plan = plan_load(write_map(tmp_path, MAP), decoder(), save(tmp_path, weights))
+    [finding] = [f for f in plan.findings if f.kind == "missing"]
+    assert finding.hint == (
+        " Did you mean 'model.norm'? A tensor without '.weight' needs a rule with '.weight' in its "
+        "target."
+    )
+    weight_map = write_map(tmp_path, MAP.replace("norm: model.norm\n", "norm.weight: model.norm\n"))
+    assert not plan_load(weight_map, decoder(), save(tmp_path, weights)).errors

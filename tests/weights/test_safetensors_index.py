@@ -294,6 +294,22 @@ def test_index_and_files_that_disagree(tmp_path: Path):
     assert "It is in model-2.safetensors" in by_subject["moved"].hint
 
 
+def test_an_absent_shard_is_not_taken_for_one_that_the_index_lists_too(tmp_path: Path):
+    shards = {"model-1-of-2.safetensors": ["a"], "model_2.safetensors": ["b"]}
+    listed = {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}
+    write_shards(tmp_path, shards, listed)
+    [finding] = [f for f in read_checkpoint_index(tmp_path).findings if "is absent" in f.message]
+    assert finding.hint == "Fetch it into the folder. Did you mean 'model_2.safetensors'?"
+
+
+def test_all_damaged_shards_come_at_once(tmp_path: Path):
+    write_shards(tmp_path, {f"model-{n}.safetensors": [f"w{n}"] for n in range(3)})
+    (tmp_path / "model-0.safetensors").write_bytes(b"")
+    (tmp_path / "model-2.safetensors").write_bytes(b"<html>404</html>")
+    with pytest.raises(CheckpointError, match=r"model-0.* byte 0.*\n.*model-2.* byte 0 gives"):
+        read_checkpoint_index(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", 3, "a\\b.safetensors"])
 def test_index_may_not_leave_the_folder(tmp_path: Path, name: object):
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"w": name}}))

@@ -116,6 +116,10 @@ def test_names_nobody_has(tmp_path: Path):
         CheckpointError, match=r"neither .* nor .*Did you mean 'layers\.1\.attn\.qk"
     ):
         made.tell("layers.1.attn.qvk")
+    with pytest.raises(
+        CheckpointError, match=r"'layers\.1\.attn' holds several: .* layers\.1\.attn\.qkv, "
+    ):
+        made.tell("layers.1.attn")
 
 
 def test_what_the_ranks_take_adds_up(tmp_path: Path):
@@ -195,6 +199,7 @@ def test_experts_that_go_one_way_are_told_once(tmp_path: Path):
     model = several({"x": ShardDim("replicated", (9, 4, 2))})
     story = Storyteller(mine, index, plan_load(mine, model, index)).tell("x")
     assert len(story.flows) == 9 and story.flows[7].into.rows == ((0, 7, 8),)
+    assert "  fills     dim 0 0:1 of x.weight 9×4×2;" in text(story)
     lines = text(story).splitlines()
     assert sum(line.startswith("  file ") for line in lines) == 1
     assert "  likewise  {1-8}.w.weight" in lines
