@@ -14,7 +14,7 @@ from assembler import LLM, SamplingParams
 from assembler.engine.outputs import Logprob, RequestOutput
 
 VOCAB = 260
-PROMPTS = ["Hello there", "a", "The sea, the sea!\n" * 4, "The sky, the sky.\n" * 4]
+PROMPTS = ["The sea, the sea!\n" * 4, "The sky, the sky.\n" * 4, "Hello there", "a"]
 PAGE_BYTES = 2 * 4 * 2 * 8 * 4 * 3  # keys, values; 4 tokens; 2 heads of 8; float32; 3 layers
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
