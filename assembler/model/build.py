@@ -18,7 +18,7 @@ from assembler.errors import SpecError, WiringError
 from assembler.model.graphs import WiredGraph, num_streams, wire
 from assembler.model.layer_stack import LayerModule, LayerStack
 from assembler.model.names import LAYER_INDEX, LAYERS, LOGITS, TOKENS
-from assembler.model.places import block_place, located_wiring
+from assembler.model.places import block_places, located_wiring
 from assembler.model.registry import BlockRegistry, BlockSpec, default_registry
 from assembler.model.rewrites import ModelGraphs, apply_rewrites
 from assembler.model.spec import ModelSpec
@@ -116,7 +116,7 @@ def _callees(spec: ModelSpec, kind: str | None, registry: BlockRegistry) -> dict
         callees[name] = Callee(
             takes=num_streams(cls),
             caches=hasattr(cls, "cache_spec"),
-            where=block_place(spec, kind, name),
+            where=block_places(spec, kind, name)[0],
         )
     return callees
 

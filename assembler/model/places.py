@@ -15,13 +15,13 @@ def located_wiring(spec: ModelSpec, kind: str | None) -> tuple[tuple[str, ...], 
     return lines, [spec.sources.get((*key, n), spec.name) for n in range(len(lines))]
 
 
-def block_place(spec: ModelSpec, kind: str | None, name: str) -> str:
-    """Where a block of a kind of layer (None: of the model) was written."""
+def block_places(spec: ModelSpec, kind: str | None, name: str) -> tuple[str, ...]:
+    """Where a block of a kind of layer (None: of the model) was written; what prevails is first."""
     place, variants = _written(spec, kind)
     keys = [(*place, "variants", variant, "blocks") for variant in reversed(variants)]
     keys += [(*place, "blocks") if place else ()]
     written = (spec.sources.get((*key, name)) for key in keys)
-    return next((where for where in written if where), spec.name)
+    return tuple(where for where in written if where) or (spec.name,)
 
 
 def _written(spec: ModelSpec, kind: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:

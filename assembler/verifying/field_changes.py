@@ -124,9 +124,11 @@ def field_changes(
             continue
         if changed not in seen:
             seen.append(changed)
-            name = ".".join(path) or "block"
+            is_block = isinstance(value, Mapping) and "block" in value
+            name = ".".join((*path, "block") if is_block else path)
+            said = value["block"] if is_block else _said(value)
             source = f" ({other.source})" if other.source else ""
-            yield FieldChange(name, f"{_said(value)}{source}", _said(old), changed)
+            yield FieldChange(name, f"{said}{source}", _said(old), changed)
 
 
 def _alternatives(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from assembler.model.places import block_place, located_wiring
+from assembler.model.places import block_places, located_wiring
 from assembler.model.registry import BlockSpec
 from assembler.model.spec import ModelSpec
 
@@ -15,7 +15,7 @@ class BlockLine:
     """Where a block and the equation that calls it were written."""
 
     entry: BlockSpec
-    where: str
+    where: str  # of the shared block, then of the variants that change it
     equation: str
     equation_where: str
 
@@ -36,7 +36,8 @@ def block_line(spec: ModelSpec, path: str) -> BlockLine:
     equations = list(zip(*located_wiring(spec, kind), strict=True))
     called = re.compile(rf"\b{re.escape(name)}\s*\(")
     equation, where = next((e for e in equations if called.search(e[0])), ("", ""))
-    return BlockLine(entries[name], block_place(spec, kind, name), equation, where)
+    written = ", ".join(dict.fromkeys(reversed(block_places(spec, kind, name))))
+    return BlockLine(entries[name], written, equation, where)
 
 
 def result_line(spec: ModelSpec, stretch: str, before_layers: bool = False) -> ResultLine:

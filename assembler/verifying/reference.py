@@ -139,7 +139,7 @@ def model_class(transformers: Any, config: Any) -> Any:
     known = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
     if type(config) in known or hasattr(config, "auto_map"):
         return transformers.AutoModelForCausalLM
-    names = config.architectures or ()
+    names = config.architectures or (type(config).__name__.replace("Config", "ForCausalLM"),)
     named = next((getattr(transformers, n) for n in names if hasattr(transformers, n)), None)
     return named or transformers.AutoModelForCausalLM
 
