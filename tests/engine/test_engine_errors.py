@@ -1,5 +1,7 @@
 """Requests that cannot be served are refused one by one, with numbers and a remedy."""
 
+import re
+
 import numpy as np
 import pytest
 from engine_fakes import VOCAB, FakeTokenizer, MemoryModel, greedy_reference, make_engine, run
@@ -93,3 +95,29 @@ def test_a_request_id_in_use():
         engine.add_request("a", [2], ONE)
     assert len(run(engine)) == 1
     engine.add_request("a", [2], ONE)  # free again
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"logit_bias": {64: 1.0, 3: 1.0}}, "logit_bias has token ids .*: 64. .* 0 to 63"),
+        ({"allowed_token_ids": [1, 99, 70]}, "allowed_token_ids has token ids .*: 70, 99. "),
+        ({"logprobs": 65}, r"logprobs is 65: the model has 64 tokens \(-1: all\)"),
+        ({"prompt_logprobs": 100}, "prompt_logprobs is 100"),
+        ({"bad_words": ["a"]}, "no tokenizer to find bad_words"),
+    ],
+)
+def test_parameters_the_model_cannot_serve(params, message):
+    assert re.search(message, refused(make_engine(MemoryModel()), [1], SamplingParams(**params)))
+
+
+def test_bad_words_without_tokens():
+    engine = make_engine(MemoryModel(), tokenizer=FakeTokenizer())
+    message = refused(engine, [1], SamplingParams(bad_words=["  ", "a"]))
+    assert "bad_words has '  ', which has no tokens" in message
+
+
+def test_all_that_is_wrong_with_the_parameters_at_once():
+    wrong = SamplingParams(stop_token_ids=[64], allowed_token_ids=[65], stop="x", logprobs=99)
+    message = refused(make_engine(MemoryModel()), [1], wrong)
+    assert len(message.splitlines()) == 4

@@ -70,3 +70,38 @@ def test_any_cut_of_any_text_gives_the_same() -> None:
 def test_what_is_not_a_list_of_strings_is_refused(stops: object) -> None:
     with pytest.raises(OptionError, match="list of non-empty strings"):
         StopStrings(stops)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_stop_string_may_be_included(seed: int) -> None:
+    rng = random.Random(seed)
+    text = "".join(rng.choices("ab", k=40))
+    stops = ["".join(rng.choices("ab", k=rng.randint(2, 6))) for _ in range(3)]
+    before, stopped = reference(stops, text)
+    watcher = StopStrings(stops, include=True)
+    given = "".join(watcher.push(char)[0] for char in text) + watcher.finish()
+    assert watcher.stopped == stopped
+    if stopped:
+        assert watcher.matched in stops and given == before + watcher.matched
+        assert text.startswith(given)
+    else:
+        assert watcher.matched is None and given == text
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_stops_completed_too_early_are_text(seed: int) -> None:
+    """Those that end in the first 15 characters do not count, however the text arrives."""
+    rng = random.Random(seed)
+    text = "".join(rng.choices("ab", k=60))
+    stops = ["".join(rng.choices("ab", k=rng.randint(3, 7))) for _ in range(3)]
+    watcher, given = StopStrings(stops), ""
+    for position, char in enumerate(text):
+        given += watcher.push(char, may_stop=position >= 15)[0]
+    given += watcher.finish()
+    ends = [
+        (end, end - len(stop))
+        for end in range(16, len(text) + 1)
+        for stop in stops
+        if text[:end].endswith(stop)
+    ]
+    assert given == (text[: min(ends)[1]] if ends else text)
