@@ -37,21 +37,35 @@ class Scope:
     children: dict[str, Scope | Statement] = field(default_factory=dict)
 
 
-def read_scope(marked: Marked, keys: tuple[str, ...], value: dict[str, Any], depth: int) -> Scope:
-    """The tree of the mapping `value`, which stands under `keys` in the file `marked`."""
+def read_scope(
+    marked: Marked, keys: tuple[str, ...], value: dict[str, Any], depth: int, problems: list[str]
+) -> Scope:
+    """The tree of the mapping `value`, which stands under `keys` in the file `marked`.
+
+    What is wrong goes to `problems`, and is left out of the tree.
+    """
     where = marked.where(*keys)
-    _check_scope_keys(value, where)
     source = value.get("from")
     if source is not None and (not isinstance(source, str) or not source):
-        raise WeightMapError(f"{where}: 'from' of a scope is one name prefix, not {source!r}")
+        problems.append(f"{where}: 'from' of a scope is one name prefix, not {source!r}")
+        source = None
     scope = Scope(source, where)
+    try:
+        _check_scope_keys(value, where)
+    except WeightMapError as problem:
+        problems.append(str(problem))
+        return scope
     for key, child in value.items():
         if key == "from":
             continue
         here = (*keys, key)
-        parse_target(key, marked.where(*here))
+        try:
+            parse_target(key, marked.where(*here))
+        except WeightMapError as problem:
+            problems.append(str(problem))
+            continue
         if isinstance(child, dict) and not set(child) <= set(RULE_KEYS):
-            scope.children[key] = read_scope(marked, here, child, depth)
+            scope.children[key] = read_scope(marked, here, child, depth, problems)
         else:
             scope.children[key] = Statement(child, marked.where(*here), depth)
     return scope

@@ -74,7 +74,8 @@ def load_weight_map(
     ignore = _attempt(problems, parse_ignores, chain) or ()
     config = _attempt(problems, _config, chain)
     quantization = _attempt(problems, parse_quantization, chain) or {}
-    prefixes = _attempt(problems, parse_prefixes, chain, rules) or (Naming(),)
+    whole = [] if problems else rules  # roots cannot be told from those of refused rules
+    prefixes = _attempt(problems, parse_prefixes, chain, whole) or (Naming(),)
     if problems:
         raise WeightMapError("\n".join(problems))
     files = tuple(marked.path for marked in chain)
@@ -125,10 +126,11 @@ def _find(name: str, roots: Sequence[Path], taken: Sequence[Path], asked_at: str
 
 
 def _check_top_level(marked: Marked) -> None:
+    problems = []
     for key in marked.data:
         if key not in MAP_KEYS:
             hint = did_you_mean(key, MAP_KEYS)
-            raise WeightMapError(
+            problems.append(
                 f"{marked.where(key)}: unknown key '{key}'; a weight map has "
                 f"{', '.join(MAP_KEYS)}.{hint}"
             )
@@ -137,7 +139,9 @@ def _check_top_level(marked: Marked) -> None:
         value = marked.data.get(key)
         if value is not None and not isinstance(value, kind):
             word = "mapping" if kind is dict else "list"
-            raise WeightMapError(f"{marked.where(key)}: '{key}' is a {word}, not {value!r}")
+            problems.append(f"{marked.where(key)}: '{key}' is a {word}, not {value!r}")
+    if problems:
+        raise WeightMapError("\n".join(problems))
 
 
 def _attempt(problems: list[str], read: Any, *arguments: Any) -> Any:
@@ -153,10 +157,8 @@ def _rules(chain: Sequence[Marked], problems: list[str]) -> list[Rule]:
     tree = Scope()
     for depth, marked in enumerate(reversed(chain)):
         weights = marked.data.get("weights") or {}
-        own = _attempt(problems, read_scope, marked, ("weights",), weights, depth)
-        tree = _attempt(problems, merge_scopes, tree, own or Scope()) or tree
-    if problems:
-        return []
+        own = read_scope(marked, ("weights",), weights, depth, problems)
+        tree = _attempt(problems, merge_scopes, tree, own) or tree
     texts = _attempt(problems, flatten_scope, tree) or []
     if not texts and not problems:
         problems.append(f"{chain[0].where('weights')}: the map has no rule under 'weights'")

@@ -183,6 +183,17 @@ def test_all_problems_of_a_map_come_at_once(tmp_path: Path):
     assert [line.split(".yaml:")[1].split(":")[0] for line in lines] == ["4", "5", "6", "7"]
 
 
+def test_misspelt_options_come_with_all_other_problems(tmp_path: Path):
+    text = LAYER + "    a: 3\n    b: {from: c, transpos: true}\n    {x: d\n"
+    text = text.replace("{x:", "'{x':") + "    e: {from: f, per: hed, parts: [q]}\n"
+    with pytest.raises(WeightMapError) as error:
+        write_map(tmp_path, text)
+    lines = str(error.value).splitlines()
+    assert sorted(line.split(".yaml:")[1].split(":")[0] for line in lines) == ["4", "5", "6", "7"]
+    with pytest.raises(WeightMapError, match=r":1: unknown key 'weigths'.*\n.*:2: 'tp' is a mapp"):
+        write_map(tmp_path, "weigths: {a: b}\ntp: [a]\n")
+
+
 def test_a_circle_of_extends(tmp_path: Path):
     write_map(tmp_path, MAP, "a")
     (tmp_path / "weight_maps" / "b.yaml").write_text("extends: a\n")
