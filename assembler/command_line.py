@@ -99,8 +99,8 @@ def _value(text: str, info: FieldInfo) -> Any:
         return text
     if lists and text.startswith("[") and text.endswith("]"):
         return _grammar(text)
-    if text == "None" and type(None) in takes:
-        return None  # Python's word for null
+    if text in ("null", "None") and type(None) in takes:
+        return None  # the second is Python's word for it
     if str in takes:
         alternatives = {"null": type(None), "true": bool, "false": bool}
         return _grammar(text) if alternatives.get(text.lower()) in takes else text

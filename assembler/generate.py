@@ -28,7 +28,7 @@ from assembler.llm_options import LLMOptions
 from assembler.progress import bytes_bar
 
 if TYPE_CHECKING:
-    from assembler.engine.outputs import RequestOutput
+    from assembler.engine.outputs import CompletionOutput, RequestOutput
     from assembler.llm import LLM
 
 USAGE = """\
@@ -42,6 +42,8 @@ usage: python -m assembler.generate [conf=NAME] [checkpoint=WHERE] prompt=TEXT [
 _SAID_OTHERWISE = ("overrides", "search_path", "tensor_parallel_size", "seed")
 # Where the command differs from `SamplingParams`: greedy, and as much as fits up to so many tokens.
 _SAMPLING = {"temperature": 0.0, "max_tokens": 256}
+# What the command does not print: only `LLM` returns it.
+_NOT_PRINTED = ("logprobs", "prompt_logprobs")
 
 
 class GenerateOptions(Options):
@@ -73,12 +75,12 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse_arguments(argv, GenerateOptions, LLMOptions, SamplingParams)
     own, _, sampling = arguments.values
     options = GenerateOptions(**own)
-    SamplingParams(**sampling)  # refuse what is wrong before the model is loaded
+    _check_sampling(sampling)
     prompts = _prompts(options)
     llm = _load(options, arguments)
     requests = [_token_ids(llm, prompt, options) for prompt in prompts]
     params = [_params(llm, len(request), sampling) for request in requests]
-    if options.prompts is None:
+    if options.prompts is None and params[0].n == 1:
         _stream(llm, requests[0], params[0])
     else:
         _batch(llm, requests, params)
@@ -91,12 +93,22 @@ def _help() -> str:
     return (
         f"{USAGE}\nWhat to generate:\n{describe_options(GenerateOptions)}\n"
         f"\nModel and engine:\n{describe_options(LLMOptions, leave_out=_SAID_OTHERWISE)}\n"
-        f"\nSampling:\n{describe_options(SamplingParams, defaults=_SAMPLING)}\n"
+        f"\nSampling:\n{describe_options(SamplingParams, _NOT_PRINTED, _SAMPLING)}\n"
         "\nThe model itself (Hydra overrides): conf.layers.count=2, ...\n"
         "More folders with conf/ and weight_maps/: hydra.searchpath=[DIR]\n"
         f"\nconf is one of: {', '.join(conf_names(search_roots()))}\n"
         "or the path of a YAML file: conf=./my.yaml"
     )
+
+
+def _check_sampling(given: Mapping[str, Any]) -> None:
+    """Refuse what is wrong before the model is loaded."""
+    if unseen := [name for name in _NOT_PRINTED if given.get(name) is not None]:
+        raise OptionError(
+            f"{', '.join(unseen)}: this command prints texts alone. In Python, "
+            "LLM.generate(prompt, SamplingParams(logprobs=...)) returns log-probabilities"
+        )
+    SamplingParams(**{**_SAMPLING, **given})
 
 
 def _prompts(options: GenerateOptions) -> list[str]:
@@ -192,7 +204,7 @@ def _stream(llm: LLM, request: Sequence[int], params: SamplingParams) -> None:
     """Print one answer as it grows, then how fast it came."""
     shown, output = 0, None
     for output in llm.stream(request, params):
-        text = _text(llm, output)
+        text = _text(llm, output.outputs[0])
         # What is shown stays: text that may still change is held back by the engine.
         print(text[shown:], end="", flush=True)
         shown = len(text)
@@ -202,15 +214,18 @@ def _stream(llm: LLM, request: Sequence[int], params: SamplingParams) -> None:
 
 
 def _batch(llm: LLM, requests: Sequence[list[int]], params: Sequence[SamplingParams]) -> None:
-    """Print all answers in order, a JSON text a line (an answer may have several lines)."""
+    """Print all answers in order, a JSON text a line (an answer may have several lines).
+
+    Of several samples of a prompt, each is a line.
+    """
     outputs = llm.generate(requests, params, use_tqdm=sys.stderr.isatty())
     for output in outputs:
-        print(json.dumps(_text(llm, output), ensure_ascii=False))
+        for sample in output.outputs:
+            print(json.dumps(_text(llm, sample), ensure_ascii=False))
     _summarise(outputs)
 
 
-def _text(llm: LLM, output: RequestOutput) -> str:
-    completion = output.outputs[0]
+def _text(llm: LLM, completion: CompletionOutput) -> str:
     return completion.text if llm.tokenizer else " ".join(map(str, completion.token_ids))
 
 
@@ -226,7 +241,7 @@ def _summarise(outputs: Sequence[RequestOutput]) -> None:
         rate = f"{(generated - 1) / seconds:.1f} tokens/s" if generated > 1 and seconds else "-"
         waited = first - min(m.arrival_time for m in metrics)
         speed = f"first after {waited:.2f} s, {rate}"
-    reasons = Counter(output.outputs[0].finish_reason for output in outputs)
+    reasons = Counter(sample.finish_reason for output in outputs for sample in output.outputs)
     ended = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
     print(
         f"{prompt} prompt + {generated} generated tokens, {speed}, ended by {ended}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Sequence
@@ -31,11 +32,22 @@ SAMPLING: dict[str, tuple[str, Any]] = {
     "stop": ("[he, 'a b', \",\"]", ("he", "a b", ",")),
     "stop_token_ids": ("[1,2]", (1, 2)),
     "ignore_eos": ("true", True),
+    "presence_penalty": ("0.5", 0.5),
+    "frequency_penalty": ("-1", -1.0),
+    "repetition_penalty": ("1.1", 1.1),
+    "n": ("1", 1),
+    "min_tokens": ("2", 2),
+    "bad_words": ("[he, 'a b']", ("he", "a b")),
+    "logit_bias": ("{5: 1.5, 7: -2}", {5: 1.5, 7: -2.0}),
+    "allowed_token_ids": ("[1,5,7]", (1, 5, 7)),
+    "skip_special_tokens": ("false", False),
+    "include_stop_str_in_output": ("true", True),
 }
+NOT_PRINTED = {"logprobs", "prompt_logprobs"}
 
 
 def test_every_sampling_parameter_by_its_name(run: Run, tiny: Path, asked: list):
-    assert set(SAMPLING) == set(SamplingParams.model_fields)
+    assert set(SAMPLING) == set(SamplingParams.model_fields) - NOT_PRINTED
     arguments = [f"{name}={text}" for name, (text, _) in SAMPLING.items()]
     assert run(generate, f"checkpoint={tiny}", "prompt=x", *arguments).status == 0
     [(_, params)] = asked
@@ -51,6 +63,11 @@ def test_every_sampling_parameter_by_its_name(run: Run, tiny: Path, asked: list)
         ("seed=-1", {"seed": None}),
         ("temperature=1", {"temperature": 1.0}),
         ("max_tokens=2", {"temperature": 0.0, "max_tokens": 2}),
+        ("bad_words=he", {"bad_words": ("he",)}),
+        ("allowed_token_ids=7", {"allowed_token_ids": (7,)}),
+        ("allowed_token_ids=null", {"allowed_token_ids": None}),
+        ("logit_bias=null", {"logit_bias": None}),
+        ("logprobs=null", {"logprobs": None}),
     ],
 )
 def test_one_item_or_number_is_enough(
@@ -66,6 +83,16 @@ def test_a_seed_repeats_the_text(run: Run, tiny: Path):
         return run(generate, f"checkpoint={tiny}", *arguments).out
 
     assert text(1) == text(1) != text(2)
+
+
+def test_samples_are_a_line_each(run: Run, tiny: Path):
+    arguments = ("prompt=x", "temperature=1", "max_tokens=8", "seed=1")
+    several = run(generate, f"checkpoint={tiny}", *arguments, "n=3")
+    assert several.status == 0, several.err
+    texts = [json.loads(line) for line in several.out.removesuffix("\n").split("\n")]
+    assert len(texts) == len(set(texts)) == 3
+    assert run(generate, f"checkpoint={tiny}", *arguments).out == texts[0] + "\n"
+    assert sum(map(int, re.findall(r"(\d+) (?:length|stop)", several.err))) == 3
 
 
 def test_a_stop_string_ends_the_text(run: Run, tiny: Path):
@@ -164,6 +191,11 @@ WRONG_OPTIONS: dict[str, tuple[str, str]] = {
     "number": ("temperature=hot", r"temperature='hot': input should be a valid number"),
     "range": ("top_p=0", r"top_p=0: input should be greater than 0"),
     "negative": ("max_tokens=-3", r"max_tokens=-3: input should be greater than 0"),
+    "bias": ("logit_bias={5: 101}", r"logit_bias\[5\]=101: input should be less than or equal"),
+    "bias of no token": ("logit_bias={260: 1}", r"logit_bias has token ids .*: 260\. They must"),
+    "greedy samples": ("n=2", r"n=2: greedy samples are all the same"),
+    "minimum": ("min_tokens=300", r"min_tokens=300: .* max_tokens, which is 256"),
+    "not printed": ("logprobs=3", r"logprobs: this command prints texts alone"),
     "flag": ("ignore_eos=2", r"ignore_eos=2: input should be a valid boolean"),
     "choice": ("dtype=float64", r"dtype='float64': input should be 'auto', 'float32', 'bfloat16'"),
     "attention": ("attention=flash", r"attention='flash': input should be 'auto', 'torch'"),
@@ -250,7 +282,7 @@ def test_help(run: Run, tmp_path: Path):
     for word in ("--help", "-h"):
         result = run(generate, "prompt=x", word)
         assert (result.status, result.err) == (0, "")
-        for name in (*SamplingParams.model_fields, "checkpoint", "prompts", "dtype", "page_size"):
+        for name in (*SAMPLING, "checkpoint", "prompts", "dtype", "page_size"):
             assert re.search(rf"^  {name}=", result.out, re.M), name
         assert re.search(r"conf is one of: .*llama.*of_my_own.*smollm2", result.out)
     result = run(coverage, "--help")
