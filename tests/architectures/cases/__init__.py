@@ -30,6 +30,8 @@ QUICK = frozenset(
     {
         "apertus-biases",
         "bloom-usual",
+        "cohere-qk-norms-biases",
+        "deepseek_v3-groups-yarn",
         "gemma2-softcaps",
         "gemma3-multimodal",
         "glm4_moe-qk-norms",

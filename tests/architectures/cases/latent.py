@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from cases.case import COMMON, TIED, UNTIED, Case, family, longrope, rope, yarn
 
 _LATENT = {
@@ -41,6 +43,16 @@ _deepseek_v3 = family("deepseek_v3", "DeepseekV3Config", {**_LATENT, **_MIXTURE}
 _glm4_lite = family("glm4_moe_lite", "Glm4MoeLiteConfig", {**_LATENT, **_MIXTURE})
 _mistral4 = family("mistral4", "Mistral4Config", {**_LATENT, **_MIXTURE})
 _axk1 = family("axk1", "AXK1Config", {**_LATENT, **_MIXTURE})
+_DEFAULTS = ("q_lora_rank", "n_shared_experts", "n_group", "topk_group", "routed_scaling_factor")
+
+
+def _left_out(conf: str, config_class: str, *names: str, **knobs: Any) -> Case:
+    """A model of which a config.json leaves out `names`, since they have their default values."""
+    sizes = {**_LATENT, **_MIXTURE, **knobs}
+    sizes = {name: value for name, value in sizes.items() if name not in names}
+    about = {"hub_lacks": (*names, "tie_word_embeddings", "norm_topk_prob", "attention_bias")}
+    return Case(f"{conf}-defaults-left-out", conf, config_class, sizes, **about)
+
 
 CASES: tuple[Case, ...] = (
     _youtu("tied", {**_WHOLE_QUERIES, **TIED, **rope()}),
@@ -50,6 +62,13 @@ CASES: tuple[Case, ...] = (
         "whole-queries-biases",
         {**_WHOLE_QUERIES, **_BIASES, "mlp_bias": True, "v_head_dim": None, **UNTIED, **rope()},
         hub_lacks=("v_head_dim",),
+    ),
+    _left_out(
+        "deepseek_v2",
+        "DeepseekV2Config",
+        *_DEFAULTS,
+        "first_k_dense_replace",
+        "topk_method",
     ),
     _deepseek_v2("groups-yarn", {**_GROUPS, **yarn(16, **_MSCALES)}),
     _deepseek_v2(
@@ -70,6 +89,15 @@ CASES: tuple[Case, ...] = (
             "topk_group": 1,
         },
     ),
+    _left_out(
+        "deepseek_v3",
+        "DeepseekV3Config",
+        *_DEFAULTS,
+        "first_k_dense_replace",
+        num_hidden_layers=4,
+        n_routed_experts=16,
+        num_experts_per_tok=5,
+    ),
     _glm4_lite("groups", rope()),
     _glm4_lite(
         "dense-between-biases-tied",
@@ -81,6 +109,7 @@ CASES: tuple[Case, ...] = (
             "mlp_layer_types": ["sparse", "dense", "sparse"],
         },
     ),
+    _left_out("glm4_moe_lite", "Glm4MoeLiteConfig", *_DEFAULTS, "first_k_dense_replace"),
     _mistral4(
         "groups-scaled-queries",
         yarn(5, **_MSCALES, **_QUERY_SCALE),
@@ -108,5 +137,9 @@ CASES: tuple[Case, ...] = (
             "norm_topk_prob": False,
             "mlp_layer_types": ["dense", "sparse", "dense"],
         },
+    ),
+    _left_out("axk1", "AXK1Config", *_DEFAULTS, "first_k_dense_replace", n_routed_experts=16),
+    _left_out(
+        "minicpm3", "MiniCPM3Config", "q_lora_rank", "scale_emb", "scale_depth", "dim_model_base"
     ),
 )
