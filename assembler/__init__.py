@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "LLM": "assembler.llm",
+    "AsyncLLM": "assembler.async_llm",
     "SamplingParams": "assembler.engine.sampling_params",
     "RequestOutput": "assembler.engine.outputs",
     "explain_tensor": "assembler.explain",
@@ -30,6 +31,7 @@ _HOMES = {
 __all__ = [
     "LLM",
     "AssemblerError",
+    "AsyncLLM",
     "RequestOutput",
     "SamplingParams",
     "__version__",
@@ -42,6 +44,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from assembler.async_llm import AsyncLLM
     from assembler.engine.outputs import RequestOutput
     from assembler.engine.sampling_params import SamplingParams
     from assembler.errors import AssemblerError

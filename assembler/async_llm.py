@@ -118,7 +118,7 @@ class AsyncLLM:
         self, prompt: Prompt, sampling_params: SamplingParams | None, *, stream: bool
     ) -> AsyncIterator[RequestOutput]:
         """The newest output whenever there is one, up to the finished one."""
-        (params,) = params_for([prompt], sampling_params)
+        (params,) = params_for([prompt], sampling_params, self._llm.get_default_sampling_params)
         mailbox = _Mailbox(asyncio.get_running_loop())
         request_id = self._thread.submit(prompt, params, mailbox, stream=stream)
         finished = False

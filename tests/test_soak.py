@@ -1,4 +1,4 @@
-"""Two thousand requests of every kind through a cache that is too small: each ends as it should."""
+"""Thousands of requests of every kind through a cache that is too small: each ends as it should."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from tiny_llama import EOS, save_llama
 from assembler import LLM, RequestOutput, SamplingParams
 from assembler.errors import AssemblerError, RequestError
 
-NUM_REQUESTS = 2000
 POISON = 255  # a token whose embedding is NaN
 PAGE_BYTES = 2 * 4 * 2 * 8 * 4 * 3  # keys, values; 4 tokens; 2 heads of 8; float32; 3 layers
 CAPACITY = 50 * 4
@@ -118,8 +117,8 @@ def resident_bytes() -> int:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's /proc")
-@pytest.mark.parametrize("prefix_caching", [True, False])
-def test_two_thousand_requests(prefix_caching: bool, tmp_path: Path):
+@pytest.mark.parametrize(("prefix_caching", "num_requests"), [(True, 2000), (False, 500)])
+def test_every_request_ends_as_it_should(prefix_caching: bool, num_requests: int, tmp_path: Path):
     save_llama(tmp_path)
     llm = LLM(
         tmp_path,
@@ -133,14 +132,14 @@ def test_two_thousand_requests(prefix_caching: bool, tmp_path: Path):
         llm.model.embed.weight[POISON] = torch.nan
     client = Client(llm, seed=1)
     sent, early = 0, 0
-    while sent < NUM_REQUESTS or client.open:
-        if sent < NUM_REQUESTS and len(client.open) < 25:
+    while sent < num_requests or client.open:
+        if sent < num_requests and len(client.open) < 25:
             client.send()
             sent += 1
             if sent % 50 == 0:
                 client.send_nonsense()
                 llm.engine.check_integrity()
-            if sent == NUM_REQUESTS // 4:
+            if sent == num_requests // 4:
                 early = resident_bytes()
         elif client.rng.random() < 0.05:
             client.abort_one()
@@ -150,6 +149,6 @@ def test_two_thousand_requests(prefix_caching: bool, tmp_path: Path):
     assert llm.is_finished()
     llm.engine.check_integrity()
     stats = llm.engine.stats
-    assert stats.num_preemptions > 100 and min(client.reasons.values()) > 100, client.reasons
-    assert (stats.num_cached_tokens > 10_000) == prefix_caching or stats.num_cached_tokens > 0
+    assert stats.num_preemptions > 100 and min(client.reasons.values()) > 50, client.reasons
+    assert stats.num_cached_tokens > (10_000 if prefix_caching else 0)  # samples always share
     assert resident_bytes() - early < 4 << 20
