@@ -16,7 +16,9 @@ from assembler.weights.weight_map import WeightMap
 from assembler.weights.write_back import RuleLookup
 
 _MOST_SHOWN = 4
-_PROGRESS = 0.3  # a change that leaves less than this of the error is built upon
+# Changes on top of which a second one is looked for, those that help most: of a block as small as a
+# tiny model's all that are worth it, of a real one's few.
+_SMALL_BLOCK, _BASES_IF_SMALL, _BASES = 1_000_000, 40, 5
 
 
 @dataclass(frozen=True)
@@ -37,28 +39,32 @@ class _Tried:
     weights: Weights
 
 
-def find_causes(bench: Bench, clues: Clues, error: float, tolerance: float) -> tuple[Any, int]:
+def find_causes(
+    bench: Bench, clues: Clues, error: float, tolerance: float
+) -> tuple[tuple[Cause, ...], int]:
     """The changes that bring a block within `tolerance`, and how many were tried.
 
-    One change is looked for first; where none suffices, a second is looked for on top of the one
-    that helps most. The causes are then those two together.
+    One change is looked for first; where none suffices, a second is looked for on top of those that
+    help most. The causes are then those two together.
 
     Args:
         error: of the block as it is.
     """
     wanted = min(tolerance, error / 10)
-    tried = list(_changed(bench, clues, bench.entry, bench.weights))
+    tried = list(_changed(bench, clues, bench.entry, bench.weights, of_map=True))
     count = len(tried)
     right = [item.cause for item in tried if item.cause.error <= wanted]
     if right or not tried:
         return _one_a_field(right)[:_MOST_SHOWN], count
-    best = min(tried, key=lambda item: item.cause.error)
-    if best.cause.error > _PROGRESS * error:
-        return (), count
-    more = list(_changed(bench, clues, best.entry, best.weights))
-    count += len(more)
-    right = [item.cause for item in more if item.cause.error <= wanted]
-    return ((best.cause, right[0]) if right else ()), count
+    is_small = sum(weight.numel() for weight in bench.weights.values()) < _SMALL_BLOCK
+    tried.sort(key=lambda item: item.cause.error)
+    for base in tried[: _BASES_IF_SMALL if is_small else _BASES]:
+        more = list(_changed(bench, clues, base.entry, base.weights, of_map=False))
+        count += len(more)
+        right = [item.cause for item in more if item.cause.error <= wanted]
+        if right:
+            return (base.cause, right[0]), count
+    return (), count
 
 
 def _one_a_field(causes: Sequence[Cause]) -> tuple[Cause, ...]:
@@ -66,8 +72,10 @@ def _one_a_field(causes: Sequence[Cause]) -> tuple[Cause, ...]:
     return tuple({c.change.partition(":")[0]: c for c in reversed(causes)}.values())[::-1]
 
 
-def _changed(bench: Bench, clues: Clues, entry: BlockSpec, weights: Weights) -> Iterator[_Tried]:
-    """Every change of this entry and these weights that can be run."""
+def _changed(
+    bench: Bench, clues: Clues, entry: BlockSpec, weights: Weights, *, of_map: bool
+) -> Iterator[_Tried]:
+    """Every change of this entry, and `of_map` of these weights, that can be run."""
     changes = field_changes(entry, bench.registry, clues.config, clues.sizes, weights)
     for change in changes:
         error = bench.error(change.entry, weights)
@@ -75,7 +83,7 @@ def _changed(bench: Bench, clues: Clues, entry: BlockSpec, weights: Weights) -> 
             text = f"{change.field}: {change.value}"
             cause = Cause(text, change.old, "field", clues.where, error)
             yield _Tried(cause, change.entry, weights)
-    if entry is not bench.entry:  # two mistakes of a map would be guesswork
+    if not of_map:
         return
     prefix = f"{bench.path}."
     own = {n.removeprefix(prefix): s for n, s in clues.slots.items() if n.startswith(prefix)}

@@ -13,6 +13,7 @@ from typing import Any
 HEADS = 4
 HEAD_DIM = 16
 _LAYERS = 3
+_WINDOW = 7
 _MOST_LAYERS = 12
 _EPS = 2e-3
 
@@ -35,7 +36,7 @@ _SIZES: Mapping[int, tuple[str, ...]] = {
     20: ("kv_lora_rank",),
     10: ("qk_nope_head_dim", "v_head_dim"),
     8: ("qk_rope_head_dim",),
-    7: ("sliding_window", "attention_chunk_size", "window_size"),
+    _WINDOW: ("attention_chunk_size",),
 }
 # The same, of which a smaller value is left as it is.
 _AT_MOST: Mapping[int, tuple[str, ...]] = {
@@ -53,7 +54,7 @@ _NEEDED: Mapping[str, int] = {
     "num_experts_per_tok": 2,
     "n_shared_experts": 1,
 }
-_KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "kv_n_heads")
+_KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_head_kv", "kv_n_heads")
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _EXPERT_GROUPS = {"n_group": 4, "topk_group": 2}
 _SPECIAL_TOKENS = ("_token_id", "_token_index")
@@ -100,6 +101,8 @@ def _sized(config: Mapping[str, Any]) -> dict[str, Any]:
     for name in fields:
         if "eps" in name and isinstance(fields[name], float) and fields[name] < _EPS:
             fields[name] = _EPS
+        elif "window" in name and "layers" not in name and _is_size(fields[name]):
+            fields[name] = _WINDOW
         elif name.endswith(_SPECIAL_TOKENS) and isinstance(fields[name], int):
             fields[name] = min(fields[name], 100)
     _shrink_heads(fields, config)
@@ -120,8 +123,9 @@ def _shrink_heads(fields: dict[str, Any], config: Mapping[str, Any]) -> None:
     if _is_size(dim):
         usual = heads is not None and hidden is not None and dim * heads == hidden
         fields["head_dim"] = HEAD_DIM if usual else HEAD_DIM + 8
-    if _is_size(config.get("qk_rope_head_dim")) and "head_dim" in config:
-        fields["head_dim"] = fields["qk_rope_head_dim"]
+    rope_dim = config.get("qk_rope_head_dim")
+    if _is_size(rope_dim) and "head_dim" in config:
+        fields["head_dim"] = int(fields["qk_rope_head_dim"] * ((dim or rope_dim) / rope_dim))
     if _is_size(config.get("qk_head_dim")) and "qk_nope_head_dim" in fields:
         fields["qk_head_dim"] = fields["qk_nope_head_dim"] + fields["qk_rope_head_dim"]
     if _is_size(fields.get("rotary_dim")):  # in dimensions of a head

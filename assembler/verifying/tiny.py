@@ -43,12 +43,14 @@ def write_tiny(
     try:
         with quiet(transformers):
             kind = model_class(transformers, small)
-            make = getattr(kind, "from_config", None) if "Auto" in kind.__name__ else None
-            model = make(small, dtype=torch.float32) if make else kind(small)
-            model = model.float().eval()
+            if hasattr(kind, "from_config"):
+                made = kind.from_config(small, trust_remote_code=trust_remote_code)
+            else:
+                made = kind(small)
+            model = made.float().eval()
             reference = Reference(model)
             ids = random_ids(reference.vocab_size, 2, 23, small.to_dict())
-            randomise(model, _SEED, lambda made: Reference(made).logits(ids))
+            randomise(model, _SEED, lambda model: Reference(model).logits(ids))
             model.save_pretrained(folder)
     except Exception as error:  # of any type: it is another program's
         reason = next(iter(str(error).splitlines()), "")
@@ -79,7 +81,8 @@ def _config(transformers: Any, path: Path | None, model_type: str | None, truste
     if not isinstance(fields, dict) or not fields.get("model_type"):
         raise OptionError(f"config={path}: names no model_type, so transformers cannot make it")
     try:
-        return transformers.AutoConfig.from_pretrained(file, trust_remote_code=trusted)
+        source = file.parent if file.name == "config.json" else file
+        return transformers.AutoConfig.from_pretrained(source, trust_remote_code=trusted)
     except Exception as error:  # of any type: it is another program's
         reason = next(iter(str(error).splitlines()), "")
         raise OptionError(f"config={path}: transformers refuses it: {reason}") from error
@@ -101,4 +104,5 @@ def _shrunk_config(full: Any, *, enliven: bool) -> Any:
             f"the config of '{full.model_type}' cannot be made small: {reason}"
         ) from error
     small._attn_implementation = "eager"
+    small._name_or_path = full._name_or_path  # where a checkpoint's own code is
     return small

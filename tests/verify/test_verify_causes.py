@@ -235,6 +235,14 @@ def test_wrong_wiring(broken: Broken, own) -> None:
     assert found.equation in broken.conf and found.causes == ()
 
 
+def test_two_mistakes_of_which_neither_alone_helps(own) -> None:
+    """Norms of queries and keys off, and rotated the other way: random either way."""
+    own("qwen3", block("attn", "rope_style: interleaved, qk_norm: {offset: 1}"))
+    found = difference(Broken("qwen3", "", "", ""))
+    changes = {cause.change for cause in found.causes}
+    assert changes == {"qk_norm.offset: 0", "rope_style: half"}
+
+
 def test_two_mistakes_in_one_block(own) -> None:
     own("gemma2", block("attn", "softcap: null, rope_style: interleaved"))
     found = difference(Broken("gemma2", "", "", ""))

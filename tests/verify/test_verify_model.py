@@ -45,11 +45,6 @@ def test_over_pages_and_token_by_token(tiny) -> None:
     assert report.passed and report.paged is not None and report.paged.error > 0
 
 
-def test_a_tolerance_that_nothing_reaches(tiny) -> None:
-    report = verify_model(tiny[0], tolerance=1e-12)
-    assert not report.passed and report.difference is not None
-
-
 @pytest.mark.parametrize(
     "model_type", ["gpt2", "gemma3_text", "mixtral", "opt", "gpt_oss", "deepseek_v2"]
 )
@@ -80,6 +75,9 @@ class TestAgainstAFile:
     def test_equal(self, tiny, file: Path) -> None:
         report = verify_model(tiny[0], against=file)
         assert report.passed and report.against == str(file)
+
+    def test_the_tolerance_is_that_of_the_option(self, tiny, file: Path) -> None:
+        assert not verify_model(tiny[0], against=file, tolerance=1e-12).passed
 
     def test_different(self, tiny, file: Path) -> None:
         wrong = "conf.layers.blocks.attn.rope_style=interleaved"
