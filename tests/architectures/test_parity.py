@@ -35,7 +35,7 @@ MINICPM_VARIANTS = {
         "dim_model_base": 48,
     },
 }
-ON_TRITON = ("gemma2-softcaps", "phi3-longrope-long-text-tied")
+ON_TRITON = ("gemma2-softcaps", "phi3-longrope-long-text-tied", "deepseek_v3-groups-yarn")
 
 
 @dataclass(frozen=True)
