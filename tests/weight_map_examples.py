@@ -96,8 +96,10 @@ def modules_and_parameters() -> Example:
         "norm.bias": plain(5),
         "proj.weight": plain(3, 5),
         "proj.bias": plain(3),
+        "scale.weight": plain(4),
     }
-    names = ("model.norm.weight", "model.norm.bias", "model.out.weight", "model.out_offset")
+    norm, proj = ("model.norm.weight", "model.norm.bias"), ("model.out.weight", "model.out_offset")
+    names = (*norm, *proj, "model.gain")
     disk = {name: rand(*layout.shape) for name, layout in zip(names, model.values(), strict=True)}
     return Example(model, disk, dict(zip(model, disk.values(), strict=True)))
 

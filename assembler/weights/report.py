@@ -113,7 +113,7 @@ def coverage_report(plan: LoadPlan) -> CoverageReport:
     return CoverageReport(
         title=f"{plan.root}: {map_name}{prefix}{rank}",
         rows=tuple(row for _, row in rows),
-        ties=tuple(f"{slot.name} = {slot.tied_to}" for slot in plan.parameters if slot.tied_to),
+        ties=_ties(plan),
         ignored=_ignored(plan),
         findings=plan.findings,
         totals=plan.totals,
@@ -196,6 +196,16 @@ def _place(piece: Piece) -> int:
 def _without_leaf(name: str) -> str:
     """Most rows end in `.weight` on both sides: it is left out, every other leaf is shown."""
     return name.removesuffix(".weight")
+
+
+def _ties(plan: LoadPlan) -> tuple[str, ...]:
+    """What shares memory; a tensor that is on disk all the same is equal or refused, but later."""
+    checks = {check.target: f" (loading compares {check.source})" for check in plan.ties}
+    return tuple(
+        f"{slot.name} = {slot.tied_to}{checks.get(slot.name, '')}"
+        for slot in plan.parameters
+        if slot.tied_to
+    )
 
 
 def _ignored(plan: LoadPlan) -> tuple[tuple[str, str, int], ...]:

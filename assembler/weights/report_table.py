@@ -16,6 +16,7 @@ from assembler.weights.tp_overview import SizeRow, SizesOverview
 
 WIDTH = 100  # columns that a report may take
 WIDEST_TARGET = 32
+MOST_OF_NAMES = 3 * WIDTH  # letters
 
 
 def render_report(report: CoverageReport) -> Group:
@@ -23,7 +24,8 @@ def render_report(report: CoverageReport) -> Group:
     parts: list[Text | Table] = [Text(report.title, style="bold"), _table(report)]
     parts += [Text(f"tied: {tie}", style="dim") for tie in report.ties]
     for names, reason, nbytes in report.ignored:
-        parts.append(Text(f"ignored: {names} ({format_bytes(nbytes)}): {reason}", style="dim"))
+        line = f"ignored: {_shortened(names)} ({format_bytes(nbytes)}): {reason}"
+        parts.append(Text(line, style="dim"))
     if report.writes_back is not None:
         losses = [f"not: {loss}" for loss in report.writes_back] or ["all"]
         parts += [Text(f"writes back: {line}", style="dim") for line in losses]
@@ -93,6 +95,13 @@ def _table(report: CoverageReport) -> Table:
 def _facts(row: Row, count: int) -> list[str]:
     shape = "×".join(map(str, row.shape)) or "1"
     return [shape, row.dtype, format_bytes(row.nbytes), row.split or "whole"][:count]
+
+
+def _shortened(names: str) -> str:
+    """The beginning of names that would fill the terminal (an image encoder has hundreds)."""
+    if len(names) <= MOST_OF_NAMES:
+        return names
+    return f"{names[:MOST_OF_NAMES].rpartition(',')[0]},... (all: format=json)"
 
 
 def _wrap(name: str, width: int) -> str:

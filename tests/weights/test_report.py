@@ -79,9 +79,21 @@ def test_findings_ties_and_ignored_tensors_are_shown(tmp_path: Path):
     assert not found.complete
     assert found.summary == "27/27 tensors, 100 % of bytes, 16/17 parameters: 1 finding"
     text = "\n".join(drawn(found, 200))
-    assert "tied: lm_head.weight = embed.weight" in text
+    assert "tied: lm_head.weight = embed.weight (loading compares lm_head.weight)" in text
     assert "inv_freq (12 B): recomputed from the config" in text
     assert "half_merged: layers.0.attn.qkv.weight: has q and v but not k" in text
+
+
+def test_hundreds_of_ignored_tensors_do_not_fill_the_terminal(tmp_path: Path):
+    weights = tensors()
+    for letter in "abcdefghijklmnopqrstuvwxyz":
+        weights[f"vision.{30 * letter}.rotary_emb.inv_freq"] = torch.zeros(3)
+    found = report(tmp_path, weights)
+    [line] = [line for line in drawn(found, 999) if line.startswith("ignored: ")]
+    assert line.startswith(f"ignored: vision.{{{30 * 'a'},{30 * 'b'},")
+    assert line.endswith(",... (all: format=json) (312 B): recomputed from the config")
+    assert len(line) < 400 and 30 * "z" not in line
+    assert 30 * "z" in found.to_json()["ignored"][0]["tensors"]
 
 
 def test_only_everything_is_100_percent(tmp_path: Path):
