@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from assembler.checkpoint_tokenizer import checkpoint_folder, checkpoint_tokenizer
 from assembler.engine.build import build_engine
 from assembler.engine.outputs import RequestOutput
 from assembler.engine.sampling_params import SamplingParams
@@ -16,7 +16,6 @@ from assembler.errors import RequestError, TokenizerError
 from assembler.generation_config import recommended_params
 from assembler.llm_inputs import Message, Prompt, as_batch, as_conversations, params_for
 from assembler.llm_options import LLMOptions
-from assembler.loading import Assembly
 from assembler.progress import GenerationBar
 from assembler.rank_model import load_rank, meet_ranks
 from assembler.tokenizer import Tokenizer
@@ -69,8 +68,8 @@ class LLM:
         """Load this rank's share and put the engine around it."""
         loaded = load_rank(model, self.options, self._ranks, progress)
         self.spec = loaded.assembly.spec
-        self.tokenizer = _tokenizer(loaded.assembly)
-        self._folder = _folder(loaded.assembly)
+        self.tokenizer = checkpoint_tokenizer(loaded.assembly)
+        self._folder = checkpoint_folder(loaded.assembly)
         self.model = loaded.model
         self.engine = build_engine(
             self.model,
@@ -240,6 +239,9 @@ class LLM:
                 ids.append(request_id)
             except RequestError as error:
                 refused.append(str(error) if len(prompts) == 1 else f"prompt {number}: {error}")
+            except BaseException:
+                self._abort(ids)
+                raise
         if refused:
             self._abort(ids)
             raise RequestError("\n".join(refused))
@@ -257,21 +259,3 @@ class LLM:
     def _abort(self, ids: Sequence[str]) -> None:
         for request_id in ids:
             self.engine.abort(request_id)
-
-
-def _folder(assembly: Assembly) -> Path:
-    """Where the checkpoint's other files are."""
-    return assembly.path if assembly.path.is_dir() else assembly.path.parent
-
-
-def _tokenizer(assembly: Assembly) -> Tokenizer | None:
-    """The checkpoint's tokenizer. Random weights do without where there is none."""
-    index = assembly.index
-    if index is not None and index.format == "gguf":
-        return Tokenizer.from_gguf(index.metadata)
-    folder = _folder(assembly)
-    if assembly.plan is not None:
-        return Tokenizer.from_folder(folder)
-    with suppress(TokenizerError):
-        return Tokenizer.from_folder(folder)
-    return None

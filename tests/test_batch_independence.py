@@ -121,7 +121,7 @@ def test_a_beginning_is_not_shared_across_a_border_of_the_rotation(tmp_path: Pat
     beginning = [n * 7 % 256 for n in range(60)]
     prompts = [beginning[:length] for length in (30, 60, 20, 32, 33, 55, 60, 18)]
     llm = LLM(tmp_path, page_size=4)
-    assert llm.engine._length_border == 32
+    assert llm.engine.admission.length_border == 32
     together = [llm.generate([p], params, use_tqdm=False)[0] for p in prompts]
     plain = LLM(tmp_path, enable_prefix_caching=False)
     for output, prompt in zip(together, prompts, strict=True):

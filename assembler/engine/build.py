@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from assembler.engine.admission import TokenizerLike
 from assembler.engine.kv_cache import (
     cache_budget,
     cache_specs,
     length_border,
     pages_in_budget,
 )
-from assembler.engine.llm_engine import LLMEngine, TokenizerLike
+from assembler.engine.llm_engine import LLMEngine
 from assembler.engine.model_runner import ModelRunner
 from assembler.engine.options import EngineOptions
 from assembler.engine.page_pool import PagePool

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import operator
 import time
-from collections.abc import Collection
 from collections.abc import Sequence as SequenceOf
-from typing import Protocol
 
+from assembler.engine.admission import Admission, TokenizerLike
 from assembler.engine.model_runner import ModelRunner
 from assembler.engine.outputs import RequestOutput
-from assembler.engine.param_checks import check_params, unknown_token_ids
-from assembler.engine.request import DetokenizerLike, Request
+from assembler.engine.request import Request
 from assembler.engine.sampling_params import SamplingParams
-from assembler.engine.scheduler import ScheduledBatch, Scheduler
+from assembler.engine.scheduled_batch import ScheduledBatch
+from assembler.engine.scheduler import Scheduler
 from assembler.engine.sequence import Sequence
 from assembler.engine.stats import EngineStats
 from assembler.errors import RequestError
-
-
-class TokenizerLike(Protocol):
-    """What the engine asks of a tokenizer."""
-
-    eos_token_ids: Collection[int]
-
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
-
-    def decode(self, token_ids: SequenceOf[int], skip_special_tokens: bool = True) -> str: ...
-
-    def detokenizer(self, skip_special_tokens: bool = True) -> DetokenizerLike: ...
 
 
 class LLMEngine:
@@ -51,10 +37,8 @@ class LLMEngine:
             tokenizer: None: prompts are token ids, outputs have no text and nothing is an eos.
             vocab_size: rows of the model's embedding; token ids are below it.
             max_model_len: tokens of prompt and output together, at most.
-            prefix_caching: requests that begin alike share the pages of their beginning. (The
-                samples of one request always do.)
-            length_border: what is cached of a token depends on the length of its prompt if that is
-                longer than this; None: it never does.
+            prefix_caching: see `Admission`.
+            length_border: see `Admission`.
         """
         self.model_runner = model_runner
         self.scheduler = scheduler
@@ -62,13 +46,15 @@ class LLMEngine:
         self.vocab_size = vocab_size
         self.max_model_len = max_model_len
         self.stats = EngineStats()
-        self._prefix_caching = prefix_caching
-        self._length_border = length_border
+        self.admission = Admission(
+            tokenizer,
+            scheduler.page_pool,
+            vocab_size=vocab_size,
+            max_model_len=max_model_len,
+            prefix_caching=prefix_caching,
+            length_border=length_border,
+        )
         self._requests: dict[str, Request] = {}  # the unfinished ones
-        self._num_salted = 0
-        # A tokenizer may have more tokens than the model, which never come up.
-        known = tokenizer.eos_token_ids if tokenizer else ()
-        self._eos_token_ids = frozenset(i for i in known if 0 <= i < vocab_size)
 
     def add_request(
         self,
@@ -93,23 +79,7 @@ class LLMEngine:
         params = params or SamplingParams()
         if request_id in self._requests:
             raise RequestError(f"request_id {request_id!r} is taken by an unfinished request")
-        token_ids = self._encode(prompt)
-        bad_words = check_params(params, self.vocab_size, self.tokenizer)
-        max_length = self._max_length(len(token_ids), params)
-        page_salt = self._page_salt(len(token_ids), params)
-        sequences = [
-            Sequence(
-                request_id,
-                token_ids,
-                params,
-                max_length=max_length,
-                eos_token_ids=self._eos_token_ids,
-                bad_words=bad_words,
-                index=index,
-                page_salt=page_salt,
-            )
-            for index in range(params.n)
-        ]
+        sequences = self.admission.sequences(request_id, prompt, params)
         text = prompt if isinstance(prompt, str) else None
         self._requests[request_id] = Request(
             sequences, text, self.tokenizer, arrival_time, stream=stream
@@ -179,64 +149,6 @@ class LLMEngine:
         assert unfinished == {id(s) for s in (*scheduler.running, *scheduler.waiting)}
         if self.is_finished():
             assert scheduler.page_pool.num_free == scheduler.page_pool.num_pages
-
-    def _encode(self, prompt: str | SequenceOf[int]) -> list[int]:
-        """The token ids of `prompt`, which are at least one and in the vocabulary."""
-        if not isinstance(prompt, str):
-            try:
-                token_ids = [operator.index(token_id) for token_id in prompt]
-            except TypeError:
-                raise RequestError(
-                    f"a prompt is a text or a list of token ids (int), not {prompt!r:.60}"
-                ) from None
-        elif self.tokenizer is None:
-            raise RequestError("there is no tokenizer: give the prompt as a list of token ids")
-        else:
-            token_ids = list(self.tokenizer.encode(prompt))
-        if not token_ids:
-            raise RequestError("the prompt is empty: it must have at least one token")
-        if wrong := unknown_token_ids("the prompt", token_ids, self.vocab_size):
-            raise RequestError(wrong)
-        return token_ids
-
-    def _max_length(self, num_prompt_tokens: int, params: SamplingParams) -> int:
-        """Length at which model and cache are full; refuses a request that asks for more.
-
-        Only who names `max_tokens` asks for that many: the default is cut to what fits.
-        """
-        pool = self.scheduler.page_pool
-        limit, what = self.max_model_len, "the model's length (max_model_len)"
-        remedy = "raise max_model_len if the model allows it"
-        if pool.capacity < limit:
-            limit, what = pool.capacity, f"the KV cache ({pool.num_pages} pages)"
-            remedy = "raise kv_cache_memory_bytes"
-        room = limit - num_prompt_tokens
-        if room < 1:
-            raise RequestError(
-                f"the prompt has {num_prompt_tokens} tokens; {what} is {limit} tokens, and one is "
-                f"needed for output. Shorten the prompt or {remedy}."
-            )
-        asked = params.max_tokens if "max_tokens" in params.model_fields_set else None
-        if asked is not None and asked > room:
-            raise RequestError(
-                f"the prompt has {num_prompt_tokens} tokens and max_tokens is {asked}; "
-                f"{what} is {limit} tokens. Set max_tokens to {room} or less (None: as many as "
-                f"fit), shorten the prompt or {remedy}."
-            )
-        return limit
-
-    def _page_salt(self, num_prompt_tokens: int, params: SamplingParams) -> bytes | None:
-        """Under what the pages of a new request are shared, and with whom."""
-        if self._prefix_caching:
-            salt = "any request"
-        elif params.n > 1:
-            self._num_salted += 1
-            salt = f"request {self._num_salted}"
-        else:
-            return None
-        if self._length_border is not None and num_prompt_tokens > self._length_border:
-            salt += f", {num_prompt_tokens} tokens"
-        return salt.encode()
 
     def _advance(self, request: Request, sequence: Sequence) -> None:
         """Decode the newest token of `sequence` and end it at a stop string.

@@ -15,7 +15,7 @@ from assembler.blocks.context import ForwardContext
 from assembler.engine.kv_cache import KVCache, allocate_kv_caches, cache_specs
 from assembler.engine.peers import Peers
 from assembler.engine.sampler import Sampler
-from assembler.engine.scheduler import ScheduledBatch
+from assembler.engine.scheduled_batch import ScheduledBatch
 from assembler.engine.step_inputs import StepInputs
 from assembler.kernels.paged_batch import PagedBatch
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from assembler.engine.scheduler import ScheduledBatch
+from assembler.engine.scheduled_batch import ScheduledBatch
 
 _EVERY_ROW = -1
 

@@ -132,7 +132,8 @@ def test_a_step_holds_a_whole_sequence_where_prompts_are_not_cut():
 
 
 def test_prefix_caching_is_an_option():
-    assert build()._prefix_caching and not build(enable_prefix_caching=False)._prefix_caching
+    assert build().admission.prefix_caching
+    assert not build(enable_prefix_caching=False).admission.prefix_caching
 
 
 def test_a_share_of_the_memory_counts_what_is_in_use():

@@ -4,7 +4,7 @@ from engine_fakes import MemoryModel, logits_after
 
 from assembler.engine.model_runner import ModelRunner
 from assembler.engine.sampling_params import SamplingParams
-from assembler.engine.scheduler import ScheduledBatch, ScheduledSequence
+from assembler.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
 from assembler.engine.sequence import Sequence
 from assembler.engine.step_inputs import StepInputs, slots
 

@@ -229,7 +229,7 @@ def test_pages_that_depend_on_the_length_are_shared_by_prompts_of_one_length():
 
 def test_up_to_the_border_the_length_does_not_matter():
     engine = engine_of(MemoryModel(by_length=False))
-    engine._length_border = 31
+    engine.admission.length_border = 31
     for name, prompt, cached in (
         ("a", PREFIX, 0),
         ("b", [*PREFIX, 7], 28),
