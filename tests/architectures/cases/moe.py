@@ -162,7 +162,11 @@ CASES: tuple[Case, ...] = (
         },
     ),
     _gpt_oss("windows", {"swiglu_limit": 0.8, **yarn(16, truncate=False)}),
-    _gpt_oss("no-biases-tied", {"attention_bias": False, **TIED, **rope()}),
+    _gpt_oss(
+        "no-biases-tied",
+        {"attention_bias": False, **TIED, **rope()},
+        hub={"rope_scaling": {"rope_type": "default"}},  # without a word it is YaRN
+    ),
     _llama4("chunks-scaled", rope("llama3", factor=8.0, **_LLAMA3)),
     _llama4(
         "dense-between-unnormed",
