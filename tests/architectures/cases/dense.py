@@ -32,6 +32,7 @@ _VISION = {
     "model_type": "pixtral",
 }
 _LISTED = {"layer_types": ["sliding_attention", "full_attention", "full_attention"] * 2}
+_LLLG = [*["sliding_attention"] * 3, "full_attention", "sliding_attention"]
 _MULTIPLIERS = {
     "embedding_multiplier": 1.7,
     "residual_multiplier": 0.6,
@@ -257,7 +258,11 @@ CASES: tuple[Case, ...] = (
         eos_token_id=2,
         num_hidden_layers=5,
     ),
-    _exaone4("windows", {"sliding_window": WINDOW, **rope("llama3", factor=8.0, **_LLAMA3)}),
+    _exaone4(
+        "windows",
+        {"sliding_window": WINDOW, **rope("llama3", factor=8.0, **_LLAMA3)},
+        hub={"sliding_window_pattern": "LLLG", "layer_types": _LLLG},
+    ),
     _exaone4("full-tied", {"sliding_window": None, "layer_types": ["full_attention"] * 5, **TIED}),
     _left_out(
         "exaone4",
