@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tiny_llama import (
     MAX_LENGTH,
     chatml,
@@ -22,6 +24,8 @@ from assembler.errors import (
     OptionError,
     RequestError,
 )
+from assembler.llm_options import LLMOptions
+from assembler.rank_model import rank_device
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
 TEXTS = ["Hello there", "a", "The sea, the sea!\n" * 4]
@@ -46,8 +50,8 @@ def shared_llm(reference: LlamaForCausalLM, folder: Path) -> LLM:
 def llm(shared_llm: LLM) -> Iterator[LLM]:
     """The LLM of all tests; each has to leave it without requests and with all its pages."""
     yield shared_llm
-    pool = shared_llm.engine.scheduler.page_pool
-    assert shared_llm.engine.is_finished() and pool.num_free == pool.num_pages
+    assert shared_llm.is_finished()
+    shared_llm.engine.check_integrity()  # no page is leaked
 
 
 def expected(reference: LlamaForCausalLM, folder: Path, text: str) -> list[int]:
@@ -127,7 +131,8 @@ def test_no_prompts_give_no_outputs(llm: LLM):
 def test_progress_is_on_stderr_alone(llm: LLM, capsys: pytest.CaptureFixture[str]):
     llm.generate(["a", "b"], GREEDY, use_tqdm=True)
     out, err = capsys.readouterr()
-    assert out == "" and "2/2" in err and "tok/s" in err
+    assert out == "" and "2/2" in err
+    assert re.search(r"prefill \d+ tok/s, decode \d+ tok/s", err)
     llm.generate("a", GREEDY, use_tqdm=False)
     assert capsys.readouterr() == ("", "")
 
@@ -192,6 +197,66 @@ def test_an_interrupted_generation_leaves_nothing_behind(llm: LLM, monkeypatch: 
     with pytest.raises(KeyboardInterrupt):
         llm.generate(TEXTS, GREEDY, use_tqdm=False)
     assert llm.engine.is_finished()
+
+
+def test_a_batch_that_breaks_off_leaves_nothing_behind(llm: LLM, monkeypatch: pytest.MonkeyPatch):
+    add = llm.engine.add_request
+
+    def breaks(request_id: str, prompt: Any, *args: Any, **options: Any) -> None:
+        if prompt == "b":
+            raise RuntimeError("a bug in a tokenizer")
+        add(request_id, prompt, *args, **options)
+
+    monkeypatch.setattr(llm.engine, "add_request", breaks)
+    with pytest.raises(RuntimeError):
+        llm.generate(["a", "b", "c"], GREEDY, use_tqdm=False)
+    assert llm.engine.is_finished()
+
+
+def test_the_next_turn_of_a_chat_starts_behind_the_last_one(folder: Path, reference: Any):
+    llm = LLM(folder)
+    messages = [{"role": "user", "content": "What is the sea, and why is it so large?"}]
+    [first] = llm.chat(messages, GREEDY, use_tqdm=False)
+    messages += [{"role": "assistant", "content": "x"}, {"role": "user", "content": "Why?"}]
+    [second] = llm.chat(messages, GREEDY, use_tqdm=False)
+    assert first.metrics.num_cached_tokens == 0
+    assert second.metrics.num_cached_tokens == len(first.prompt_token_ids) // 16 * 16
+    [alone] = LLM(folder, enable_prefix_caching=False).chat(messages, GREEDY, use_tqdm=False)
+    assert tokens([second]) == tokens([alone])
+
+
+# step by step -------------------------------------------------------------------------------------
+
+
+def test_requests_step_by_step(llm: LLM):
+    first, second = llm.add_request("a", GREEDY), llm.add_request("b", GREEDY)
+    found: dict[str, RequestOutput] = {}
+    while not llm.is_finished():
+        found |= {output.request_id: output for output in llm.step()}
+    expected = llm.generate(["a", "b"], GREEDY, use_tqdm=False)
+    assert tokens([found[first], found[second]]) == tokens(expected)
+    assert llm.step() == [] and llm.abort(first) is None
+
+
+def test_generate_keeps_what_step_has_to_report(llm: LLM):
+    short = SamplingParams(temperature=0.0, max_tokens=2)
+    request_id = llm.add_request("a", short)
+    aborted = llm.add_request("a", short)
+    assert llm.abort(aborted).outputs[0].finish_reason == "abort"
+    llm.generate("b", GREEDY, use_tqdm=False)  # the other one ends meanwhile
+    assert not llm.is_finished()
+    [output] = llm.step()
+    assert output.finished and output.request_id == request_id
+
+
+def test_several_samples(llm: LLM):
+    params = SamplingParams(n=3, seed=5, max_tokens=6)
+    [output] = llm.generate("Hello there", params, use_tqdm=False)
+    assert [done.index for done in output.outputs] == [0, 1, 2]
+    [first] = llm.generate("Hello there", params.model_copy(update={"n": 1}), use_tqdm=False)
+    assert tokens([first]) == tokens([output])
+    last = list(llm.stream("Hello there", params))[-1]
+    assert [d.token_ids for d in last.outputs] == [d.token_ids for d in output.outputs]
 
 
 # chat and stream ----------------------------------------------------------------------------------
@@ -269,3 +334,16 @@ def test_generate_while_a_stream_is_open(llm: LLM):
     assert len(output.outputs[0].token_ids) == 3
     assert not llm.engine.is_finished()  # generate waited for its own request alone
     assert tokens(list(stream)[-1:]) == alone
+
+
+# where it runs ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("found", "device"), [(None, "cpu"), ("meta", "meta")])
+def test_what_accelerator_there_is_is_taken(
+    found: str | None, device: str, monkeypatch: pytest.MonkeyPatch
+):
+    there = None if found is None else torch.device(found)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: there)
+    assert rank_device(LLMOptions(), 0) == torch.device(device)
+    assert rank_device(LLMOptions(device="cpu"), 0) == torch.device("cpu")
