@@ -4,9 +4,9 @@ The order is vLLM's: temperature, then min-p (Nguyen et al., 2024), top-k (Fan e
 top-p (nucleus sampling, Holtzman et al., 2020), each over what the one before it left. What a row
 gets does not depend on the rows beside it.
 
-Sorting a vocabulary takes ten times as long as all the rest, so nothing here sorts one: a small
-top-k is sought first and everything else happens among its tokens; the nucleus is sought among ever
-more of the likeliest tokens.
+Sorting a vocabulary takes ten times as long as all the rest, so nothing here sorts one. Filters
+mostly leave few tokens: `among_likeliest` looks for them among the likeliest ones, and says where
+they are not all there; `whole_vocabulary` serves any row.
 
 Shapes: R rows, V vocabulary, C candidates.
 """
@@ -19,14 +19,15 @@ from typing import NamedTuple
 
 import torch
 
+from assembler.engine import blockwise
 from assembler.engine.sampling_params import SamplingParams
 
-# How many of the likeliest tokens are looked at for the nucleus before the whole vocabulary.
-_TOP_P_HEADS = (64, 1024)
-# Up to this top-k the candidates are taken out of the vocabulary first, with some more of them to
-# see the tokens that tie with the last.
-_SMALL_TOP_K = 256
+# How many of the likeliest tokens are looked at first: the fewest that hold the largest top-k, and
+# some more of them to see the tokens that tie with the last.
+_HEADS = (64, 272)
 _TIES = 16
+# And how many for the nucleus, in the whole vocabulary.
+_NUCLEUS_HEAD = 1024
 
 
 class Candidates(NamedTuple):
@@ -36,52 +37,88 @@ class Candidates(NamedTuple):
     token_ids: torch.Tensor | None  # [R, C]; None: C is V and the ids are the columns
 
 
-def has_small_top_k(params: SamplingParams) -> bool:
-    """Whether `small_top_k` serves a row of these parameters."""
-    return 0 < params.top_k <= _SMALL_TOP_K
+def are_likely_few(params: SamplingParams) -> bool:
+    """Whether to try `among_likeliest` with a row of these parameters."""
+    if params.top_k > 0:
+        return params.top_k + _TIES <= _HEADS[-1]
+    return params.top_p < 1 or params.min_p > 0
 
 
-def small_top_k(
+def among_likeliest(
     logits: torch.Tensor, params: SequenceOf[SamplingParams]
 ) -> tuple[Candidates, torch.Tensor]:
-    """Candidates of rows with `has_small_top_k`, and which rows [R] they are not all for.
+    """Candidates of rows that `are_likely_few`, and in which rows [R] they are not all.
 
-    More tokens tie with the last of those rows than were looked at: `whole_vocabulary` is for them.
+    Args:
+        logits: [R, V] fp32.
     """
-    width = min(max(p.top_k for p in params) + _TIES, logits.shape[-1])
-    largest, token_ids = logits.topk(width, dim=-1)
-    top_k = torch.tensor([min(p.top_k, width) for p in params], device=logits.device)
-    floors = largest.gather(-1, top_k.unsqueeze(1) - 1)
-    overflows = (largest[:, -1] >= floors[:, 0]) & (width < logits.shape[-1])
+    vocab_size = logits.shape[-1]
+    most = max(p.top_k for p in params) + _TIES
+    width = min(next(head for head in _HEADS if head >= most), vocab_size)
+    logits_RC, token_ids = blockwise.top_k(logits, width)
+    scaled = logits_RC - logits_RC[:, :1]
+    scaled /= _column([p.temperature for p in params], logits)
+    if any(p.min_p > 0 for p in params):
+        scaled.masked_fill_(scaled < _column(_log_min_p(params), logits), -math.inf)
+    if any(p.top_k > 0 for p in params):
+        last = torch.tensor([[min(p.top_k or width, width) - 1] for p in params])
+        last.clamp_(min=0)  # of -1: no limit either
+        floors = logits_RC.gather(-1, last.to(logits.device))
+        unlimited = torch.tensor([[p.top_k <= 0] for p in params], device=logits.device)
+        scaled.masked_fill_((logits_RC < floors) & ~unlimited, -math.inf)
+    weights = scaled.exp_()
+    if any(p.top_p < 1 for p in params):
+        top_p = _column([p.top_p for p in params], logits)
+        mass = top_p * _total(logits, weights, params)
+        weights.masked_fill_(weights < _nucleus_floors(weights, mass, top_p), 0.0)
+    incomplete = (weights[:, -1] > 0) & (width < vocab_size)
     token_ids, order = token_ids.sort(dim=-1)  # as in the vocabulary, however ties came out
-    kept = largest.masked_fill(largest < floors, -math.inf).gather(-1, order)
-    weights = _filtered(kept, params, [None] * len(params))
-    return Candidates(weights, token_ids), overflows
+    return Candidates(weights.gather(-1, order), token_ids), incomplete
+
+
+def _total(
+    logits: torch.Tensor, weights: torch.Tensor, params: SequenceOf[SamplingParams]
+) -> torch.Tensor:
+    """The sum [R, 1] of the weights of all tokens that min-p and top-k leave.
+
+    Where neither is set, these are all tokens of the vocabulary and not only the likeliest, whose
+    `weights` [R, C] relate to the first one's.
+    """
+    total = weights.sum(dim=-1, keepdim=True)
+    rows = [row for row, p in enumerate(params) if p.top_p < 1 and p.top_k <= 0 and p.min_p == 0]
+    if rows:
+        index = torch.tensor(rows, device=logits.device)
+        scaled = _scaled(logits[index], [params[row] for row in rows])
+        total[index] = 1 / scaled.softmax(dim=-1).amax(dim=-1, keepdim=True)
+    return total
 
 
 def whole_vocabulary(logits: torch.Tensor, params: SequenceOf[SamplingParams]) -> Candidates:
-    """Candidates of any rows: the weights [R, V] of all tokens."""
-    top_k = [p.top_k if 0 < p.top_k < logits.shape[-1] else None for p in params]
-    return Candidates(_filtered(logits, params, top_k), None)
-
-
-def _filtered(
-    logits: torch.Tensor, params: SequenceOf[SamplingParams], top_k: list[int | None]
-) -> torch.Tensor:
-    """The weights [R, C] of tokens with `logits` [R, C] (fp32, which stay as they are)."""
-    logits = logits - logits.amax(dim=-1, keepdim=True)  # <= 0: no temperature can overflow
-    if any(p.temperature != 1.0 for p in params):
-        logits /= _column([p.temperature for p in params], logits)
+    """Candidates of any rows: the weights [R, V] of all tokens; `logits` [R, V] (fp32) stay."""
+    scaled = _scaled(logits, params)
     if any(p.min_p > 0 for p in params):
-        floors = [math.log(p.min_p) if p.min_p > 0 else -math.inf for p in params]
-        logits.masked_fill_(logits < _column(floors, logits), -math.inf)
+        floors = scaled.amax(dim=-1, keepdim=True) + _column(_log_min_p(params), logits)
+        scaled = scaled.masked_fill(scaled < floors, -math.inf)
+    top_k = [p.top_k if 0 < p.top_k < logits.shape[-1] else None for p in params]
     if any(top_k):
-        logits.masked_fill_(logits < _top_k_floors(logits, top_k), -math.inf)
-    if all(p.top_p >= 1 for p in params):
-        return logits.exp_()
-    probs = logits.softmax(dim=-1)
-    top_p = _column([p.top_p for p in params], probs)
-    return probs.masked_fill_(probs < _top_p_floors(probs, top_p, _TOP_P_HEADS), 0.0)
+        scaled = scaled.masked_fill(scaled < _top_k_floors(scaled, top_k), -math.inf)
+    weights = scaled.softmax(dim=-1)
+    if any(p.top_p < 1 for p in params):
+        top_p = _column([p.top_p for p in params], weights)
+        weights.masked_fill_(weights < _top_p_floors(weights, top_p), 0.0)
+    return Candidates(weights, None)
+
+
+def _scaled(logits: torch.Tensor, params: SequenceOf[SamplingParams]) -> torch.Tensor:
+    """`logits` [R, V] by temperature, up to a constant."""
+    if all(p.temperature == 1.0 for p in params):
+        return logits
+    scaled = logits - logits.amax(dim=-1, keepdim=True)  # <= 0: no temperature can overflow
+    return scaled.div_(_column([p.temperature for p in params], logits))
+
+
+def _log_min_p(params: SequenceOf[SamplingParams]) -> list[float]:
+    return [math.log(p.min_p) if p.min_p > 0 else -math.inf for p in params]
 
 
 def _top_k_floors(logits: torch.Tensor, top_k: list[int | None]) -> torch.Tensor:
@@ -90,31 +127,40 @@ def _top_k_floors(logits: torch.Tensor, top_k: list[int | None]) -> torch.Tensor
     Tokens that tie with it are as good, so all that are not below it are kept.
     """
     width = max(k for k in top_k if k is not None)
-    largest = logits.topk(width, dim=-1).values
+    largest, _ = blockwise.top_k(logits, width)
     last = torch.tensor([[(k or width) - 1] for k in top_k], device=logits.device)
     everything = torch.tensor([[k is None] for k in top_k], device=logits.device)
     return largest.gather(-1, last).masked_fill(everything, -math.inf)
 
 
-def _top_p_floors(probs: torch.Tensor, top_p: torch.Tensor, heads: SequenceOf[int]) -> torch.Tensor:
+def _top_p_floors(probs: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
     """The least probability in each row's nucleus, [R, 1]; 0 where `top_p` [R, 1] is 1.
 
-    The nucleus is the smallest set of likeliest tokens of mass `top_p`, and those that tie with
-    its last. It is sought among the `heads[0]` likeliest tokens, where that fails among the next
-    number of them, and at last among all.
+    It is sought among the likeliest tokens, and where that fails among all.
     """
-    width = min(heads[0], probs.shape[-1]) if heads else probs.shape[-1]
-    likeliest = probs.topk(width, dim=-1).values
-    mass = likeliest.cumsum(dim=-1)
-    in_nucleus = (mass - likeliest) < top_p  # the tokens before it do not reach top_p yet
-    last = in_nucleus.sum(dim=-1, keepdim=True) - 1
-    floors = likeliest.gather(-1, last.clamp(min=0))  # -1 only in rows of NaN
-    floors.masked_fill_(top_p >= 1, 0.0)
-    if width < probs.shape[-1]:
-        short = ((mass[:, -1:] < top_p) & (top_p < 1)).squeeze(1).nonzero().squeeze(1)
-        if len(short):
-            floors[short] = _top_p_floors(probs[short], top_p[short], heads[1:])
+    head, _ = blockwise.top_k(probs, min(_NUCLEUS_HEAD, probs.shape[-1]))
+    floors = _nucleus_floors(head, top_p, top_p)
+    short = ((head.sum(dim=-1, keepdim=True) < top_p) & (top_p < 1)).squeeze(1)
+    if short.any() and head.shape[-1] < probs.shape[-1]:
+        every = probs[short].sort(dim=-1, descending=True).values
+        floors[short] = _nucleus_floors(every, top_p[short], top_p[short])
     return floors
+
+
+def _nucleus_floors(weights: torch.Tensor, mass: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    """The least weight in each row's nucleus, [R, 1]; 0 where `top_p` [R, 1] is 1.
+
+    The nucleus is the smallest set of likeliest tokens of weight `mass` [R, 1], and those that tie
+    with its last.
+
+    Args:
+        weights: [R, C] from the largest on.
+    """
+    summed = weights.cumsum(dim=-1)
+    in_nucleus = (summed - weights) < mass  # the tokens before it do not reach the mass yet
+    last = in_nucleus.sum(dim=-1, keepdim=True) - 1
+    floors = weights.gather(-1, last.clamp(min=0))  # -1 only in rows of NaN
+    return floors.masked_fill(top_p >= 1, 0.0)
 
 
 def _column(values: list[float], like: torch.Tensor) -> torch.Tensor:

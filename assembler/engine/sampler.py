@@ -15,10 +15,11 @@ from itertools import compress
 
 import torch
 
+from assembler.engine import blockwise
 from assembler.engine.candidates import (
     Candidates,
-    has_small_top_k,
-    small_top_k,
+    among_likeliest,
+    are_likely_few,
     whole_vocabulary,
 )
 from assembler.engine.logit_rules import RuledRow, apply_bans, apply_bias
@@ -58,7 +59,7 @@ class Sampler:
         if not sequences:
             return []
         if all(sequence.sampling.is_plain for sequence in sequences):
-            best, chosen = logits.max(dim=-1)  # NaN wins the maximum
+            best, chosen = blockwise.largest(logits)
             token_ids = torch.where(best.isfinite(), chosen, _NO_TOKEN).tolist()
         else:
             token_ids = self._choose(logits, sequences)
@@ -83,21 +84,20 @@ class Sampler:
     def _choose(self, logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> list[int]:
         """The token of each row, `_NO_TOKEN` where there is none."""
         logits = edited_logits(logits, sequences)
-        best, token_ids = logits.max(dim=-1)
+        best, token_ids = blockwise.largest(logits)
         rows = [row for row, s in enumerate(sequences) if not s.params.is_greedy]
         if rows:
             numbers = self._uniforms([sequences[row] for row in rows])
             draws = dict(zip(rows, numbers, strict=True))
-            few = [row for row in rows if has_small_top_k(sequences[row].params)]
-            many = [row for row in rows if not has_small_top_k(sequences[row].params)]
+            params = [sequence.params for sequence in sequences]
+            few = [row for row in rows if are_likely_few(params[row])]
+            many = [row for row in rows if not are_likely_few(params[row])]
             if few:
-                index = torch.tensor(few, device=logits.device)
-                found, overflows = small_top_k(logits[index], [sequences[r].params for r in few])
+                found, incomplete = among_likeliest(_rows(logits, few), [params[r] for r in few])
                 _draw(found, few, draws, token_ids)
-                many += compress(few, overflows.tolist())
+                many += compress(few, incomplete.tolist())
             if many:
-                index = torch.tensor(many, device=logits.device)
-                found = whole_vocabulary(logits[index], [sequences[r].params for r in many])
+                found = whole_vocabulary(_rows(logits, many), [params[row] for row in many])
                 _draw(found, many, draws, token_ids)
         return torch.where(best.isfinite(), token_ids, _NO_TOKEN).tolist()
 
@@ -140,6 +140,13 @@ def edited_logits(logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> torc
     return edited
 
 
+def _rows(logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
+    """Those `rows` of `logits` [R, V]; no copy if they are all of them."""
+    if len(rows) == len(logits):
+        return logits if rows == sorted(rows) else logits[rows]
+    return logits[torch.tensor(rows, device=logits.device)]
+
+
 def _draw(
     candidates: Candidates, rows: list[int], draws: dict[int, float], token_ids: torch.Tensor
 ) -> None:
@@ -151,18 +158,10 @@ def _draw(
     weights = candidates.weights
     index = torch.tensor(rows, device=weights.device)
     numbers = torch.tensor([[draws[row]] for row in rows], dtype=weights.dtype)
-    columns = invert_cdf(weights, numbers.to(weights.device))
+    columns = blockwise.invert_cdf(weights, numbers.to(weights.device))
     drawn = columns if candidates.token_ids is None else candidates.token_ids.gather(-1, columns)
     likely = weights.gather(-1, columns) > 0
     token_ids[index] = torch.where(likely, drawn, token_ids[index].unsqueeze(1)).squeeze(1)
-
-
-def invert_cdf(weights: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-    """The columns [R, 1] at which the cumulative sums of `weights` [R, C] pass `numbers` [R, 1]."""
-    cumulative = weights.cumsum(dim=-1)
-    target = numbers * cumulative[:, -1:]
-    columns = torch.searchsorted(cumulative, target, right=True)
-    return columns.clamp_(max=weights.shape[-1] - 1)
 
 
 def _record_logprobs(

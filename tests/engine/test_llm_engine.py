@@ -194,7 +194,7 @@ def test_metrics_are_in_order():
         assert m.tokens_per_second == pytest.approx(4 / decode_time)
     first, second = outputs["a"].metrics, outputs["b"].metrics
     assert second.first_scheduled_time >= first.finished_time  # it had to queue
-    assert second.queue_time > first.queue_time
+    assert second.queue_time == second.first_scheduled_time - second.arrival_time
 
 
 def test_metrics_of_a_request_without_tokens():

@@ -11,8 +11,9 @@ from transformers import (
 )
 
 from assembler.engine import candidates
-from assembler.engine.candidates import has_small_top_k, small_top_k, whole_vocabulary
-from assembler.engine.sampler import Sampler, invert_cdf
+from assembler.engine.blockwise import invert_cdf
+from assembler.engine.candidates import among_likeliest, are_likely_few, whole_vocabulary
+from assembler.engine.sampler import Sampler
 from assembler.engine.sampling_params import SamplingParams
 from assembler.engine.sequence import Sequence
 
@@ -78,9 +79,9 @@ def weights(logits, params):
     return whole_vocabulary(logits, params).weights
 
 
-@pytest.mark.parametrize("heads", [(8, 20), (64, 1024)], ids=["wider than the heads", "one look"])
-def test_distributions_equal_the_reference_in_one_mixed_batch(heads, monkeypatch):
-    monkeypatch.setattr(candidates, "_TOP_P_HEADS", heads)
+@pytest.mark.parametrize("head", [8, 1024], ids=["nucleus wider than the head", "one look"])
+def test_distributions_equal_the_reference_in_one_mixed_batch(head, monkeypatch):
+    monkeypatch.setattr(candidates, "_NUCLEUS_HEAD", head)
     logits = random_logits(len(SETTINGS))
     before = logits.clone()
     found = weights(logits, [SamplingParams(**s) for s in SETTINGS])
@@ -120,17 +121,31 @@ def test_distributions_are_those_of_transformers(settings):
     assert torch.equal(found > 0, judged.softmax(-1) > 0)
 
 
-def test_a_small_top_k_gives_the_same_as_the_whole_vocabulary():
-    settings = [s for s in SETTINGS if has_small_top_k(SamplingParams(**s))] * 20
-    assert len(settings) > 100
+@pytest.mark.parametrize("scale", [2.0, 6.0], ids=["flat", "peaked"])
+def test_the_likeliest_tokens_give_the_same_as_the_whole_vocabulary(scale, monkeypatch):
+    """Where all candidates are among them."""
+    monkeypatch.setattr(candidates, "_HEADS", (24, 64))
+    settings = [s for s in SETTINGS if are_likely_few(SamplingParams(**s))] * 20
+    settings = [s for s in settings if s.get("top_p") != 0.999999]  # no borders within rounding
     params = [SamplingParams(**s) for s in settings]
-    logits = random_logits(len(params), seed=9)
+    logits = random_logits(len(params), seed=9, scale=scale)
     before = logits.clone()
-    found, overflows = small_top_k(logits, params)
-    assert torch.equal(logits, before) and not overflows.any()
+    found, incomplete = among_likeliest(logits, params)
+    assert torch.equal(logits, before), "the logits are the caller's"
+    assert not incomplete.any()
     assert (found.token_ids.diff(dim=-1) > 0).all(), "in the order of the vocabulary"
     spread = torch.zeros_like(logits).scatter_(-1, found.token_ids, found.weights)
     check_distributions(spread, logits, settings)
+
+
+@pytest.mark.parametrize("settings", [{"top_p": 0.99}, {"min_p": 1e-4}, {"top_k": 5}])
+def test_rows_whose_candidates_are_not_all_there_are_named(settings):
+    """Few tokens hold the mass of the first row, the tokens of the second are all alike."""
+    logits = torch.stack([torch.arange(VOCAB) * 2.0, torch.zeros(VOCAB)])
+    params = [SamplingParams(**settings)] * 2
+    assert among_likeliest(logits, params)[1].tolist() == [False, True]
+    tokens = Sampler(seed=0).sample(logits[1:].expand(2000, -1), [sequence(**settings)] * 2000)
+    assert set(tokens) == set(range(VOCAB))
 
 
 def test_a_row_does_not_depend_on_the_rows_beside_it():

@@ -1,0 +1,67 @@
+"""Searches by blocks against torch's own."""
+
+import pytest
+import torch
+
+from assembler.engine.blockwise import invert_cdf, largest, top_k
+
+SIZES = [(3, 64), (4, 640), (1, 64 * 100), (5, 1000), (2, 7)]
+
+
+def random_rows(rows, size, seed=0):
+    return torch.randn(rows, size, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "size"), SIZES)
+def test_the_largest(rows, size, dtype):
+    values = random_rows(rows, size).to(dtype)
+    best, column = largest(values)
+    assert torch.equal(best, values.amax(-1))
+    assert torch.equal(values.gather(-1, column.unsqueeze(1)).squeeze(1), best)
+
+
+@pytest.mark.parametrize("size", [640, 1000])
+def test_nan_and_infinities(size):
+    values = random_rows(4, size)
+    values[0, 300] = torch.nan
+    values[1, 200] = torch.inf
+    values[2] = -torch.inf
+    best, column = largest(values)
+    assert best[0].isnan() and best[1:3].tolist() == [torch.inf, -torch.inf]
+    assert column[:2].tolist() == [300, 200]
+    assert best[3] == values[3].max()
+
+
+@pytest.mark.parametrize("k", [1, 5, 25])
+@pytest.mark.parametrize(("rows", "size"), [(4, 640), (3, 64 * 200), (2, 1000)])
+def test_the_k_largest(rows, size, k):
+    values = random_rows(rows, size)
+    found, columns = top_k(values, k)
+    assert torch.equal(found, values.topk(k).values)
+    assert torch.equal(values.gather(-1, columns), found)
+
+
+def test_the_k_largest_of_many_equals():
+    """All in one block, or spread over more blocks than k."""
+    values = torch.zeros(2, 64 * 100)
+    values[0, 64:96] = 1.0
+    values[1, ::64] = 1.0
+    found, columns = top_k(values, 20)
+    assert (found == 1).all()
+    assert all(len(set(row)) == 20 for row in columns.tolist())
+    assert (values.gather(-1, columns) == 1).all()
+
+
+@pytest.mark.parametrize("size", [640, 1000])
+def test_cumulative_sums_are_inverted(size):
+    weights = random_rows(50, size).exp() * 7
+    weights[:, ::3] = 0.0
+    numbers = torch.rand(50, 1, generator=torch.Generator().manual_seed(1))
+    columns = invert_cdf(weights, numbers).squeeze(1).tolist()
+    for row, column in enumerate(columns):
+        exact = weights[row].double()
+        target = float(numbers[row, 0]) * float(exact.sum())
+        before, after = float(exact[:column].sum()), float(exact[: column + 1].sum())
+        assert before - 1e-3 <= target <= after + 1e-3
+        assert weights[row, column] > 0
