@@ -28,7 +28,7 @@ def largest(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def top_k(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The `k` largest values [R, k] of each row, from the largest on, and their columns."""
     num_blocks, rest = divmod(values.shape[-1], _BLOCK)
-    if rest or k * 4 > num_blocks:
+    if rest or not 0 < k * 4 <= num_blocks:
         return tuple(values.topk(k, dim=-1))
     # Each of k blocks has a value as large as the least of their maxima: those k are not below what
     # other blocks hold.

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+from assembler.engine import blockwise
 from assembler.engine.outputs import Logprob
 
 ALL_TOKENS = -1
@@ -66,13 +67,13 @@ def _chunk(
     chosen = torch.tensor(token_ids, device=logits.device).unsqueeze(1)
     own = logprobs.gather(-1, chosen)
     ranks = (logprobs > own).sum(dim=-1) + 1
-    top = logprobs.topk(max(counts), dim=-1)
+    values, indices = blockwise.top_k(logprobs, max(counts))
     rows = zip(
         token_ids,
         own.squeeze(1).tolist(),
         ranks.tolist(),
-        top.indices.tolist(),
-        top.values.tolist(),
+        indices.tolist(),
+        values.tolist(),
         counts,
         strict=True,
     )

@@ -175,7 +175,7 @@ def _record_logprobs(
     ]
     if rows:
         found = token_logprobs(
-            logits[torch.tensor(rows, device=logits.device)],
+            _rows(logits, rows),
             [token_ids[row] for row in rows],
             [sequences[row].params.logprobs for row in rows],
         )
