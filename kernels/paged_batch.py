@@ -22,6 +22,8 @@ class PagedBatch:
     A step mixes sequences freely: one that decodes has one query token, one that prefills (a whole
     prompt or a chunk of it) has several. Sequence s owns the query tokens
     `cu_seqlens_q[s]:cu_seqlens_q[s + 1]`; they are the *last* tokens of its `context_lens[s]`.
+    The others may stand in pages that another sequence of the same step fills (prefix caching), so
+    each layer stores the keys and values of all tokens before it attends with any.
     """
 
     slot_mapping: torch.Tensor  # [T] int64; page * page_size + offset where token t is stored
