@@ -26,7 +26,7 @@ class Clues:
     """What changes are taken from, and what their places are called."""
 
     config: Mapping[str, Any]
-    sizes: Sizes
+    hidden_size: int
     slots: Mapping[str, ParameterSlot]  # of the whole model
     weight_map: WeightMap
     where: str  # file:line of the block in the YAML
@@ -76,7 +76,10 @@ def _changed(
     bench: Bench, clues: Clues, entry: BlockSpec, weights: Weights, *, of_map: bool
 ) -> Iterator[_Tried]:
     """Every change of this entry, and `of_map` of these weights, that can be run."""
-    changes = field_changes(entry, bench.registry, clues.config, clues.sizes, weights)
+    heads = getattr(entry, "num_heads", 0) or 1
+    width = getattr(entry, "head_dim", None) or max(1, clues.hidden_size // heads)
+    sizes = Sizes(clues.hidden_size, heads, width)
+    changes = field_changes(entry, bench.registry, clues.config, sizes, weights)
     for change in changes:
         error = bench.error(change.entry, weights)
         if error is not None:

@@ -8,6 +8,7 @@ is at fault itself; one that is right on it was given something else, and the wi
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import fx
@@ -16,9 +17,8 @@ from assembler.loading import Assembly
 from assembler.model.registry import default_registry
 from assembler.verifying.causes import Clues, find_causes
 from assembler.verifying.compare import nearest, relative_error
-from assembler.verifying.field_changes import Sizes
 from assembler.verifying.inside import compare_inside
-from assembler.verifying.lines import BlockLine, block_line, result_line
+from assembler.verifying.lines import block_line, result_line
 from assembler.verifying.pairs import Pair
 from assembler.verifying.reference import Reference
 from assembler.verifying.report import Difference
@@ -80,89 +80,101 @@ class Locator:
     def _of_block(
         self, stretch: Stretch, pair: Pair, wanted: list[torch.Tensor], error: float
     ) -> Difference:
-        mine, given = (
-            self._sides.ours[pair.block],
-            self._sides.given(pair, self._sides.ours[pair.block]),
-        )
-        line = block_line(self._assembly.spec, pair.block)
-        input_error = alone = bench = None
-        if given is not None:
-            if mine.streams:
-                input_error = relative_error(mine.streams[0], given)
-            bench = self._bench(pair, line, given, wanted)
-            alone = bench.error()
-        is_wiring = alone is not None and alone <= self._tolerance
-        reference_wiring = ""
-        if is_wiring and given is not None:
-            reference_wiring = self._wiring(given, self._sides.terms(stretch, but=pair.block))
-        causes, tried, inside = (), 0, ()
-        if not is_wiring and bench is not None and alone is not None:
-            causes, tried = find_causes(bench, self._clues(line), alone, self._tolerance)
-            inside = compare_inside(bench, self._plan, self._reference, self._ids)
+        mine = self._sides.ours[pair.block]
+        given = self._sides.given(pair, mine)
+        found = self._at(pair.block, error)
         module = pair.module if pair.whole else pair.leaves[0]
-        return Difference(
-            kind="wiring" if is_wiring else "block",
-            place=pair.block,
-            where=line.where,
-            block=line.entry.block,
-            error=error,
-            input_error=input_error,
-            alone_error=alone,
-            equation=line.equation,
-            equation_where=line.equation_where,
+        found = replace(
+            found,
             module=module if pair.whole else f"{module} to {pair.leaves[-1]}",
             module_class=type(self._reference.modules[module]).__name__,
-            causes=causes,
-            tried=tried,
-            inside=inside,
-            reference_wiring=reference_wiring,
         )
+        if given is None:
+            return found
+        if mine.streams:
+            found = replace(found, input_error=relative_error(mine.streams[0], given))
+        bench = self._bench(pair.block, given, wanted)
+        alone = bench.error()
+        if alone is None:
+            return found
+        if alone <= self._tolerance:
+            terms = self._sides.terms(stretch, but=pair.block)
+            wiring = self._wiring(given, terms)
+            found = replace(found, kind="wiring", alone_error=alone, reference_wiring=wiring)
+            return found if wiring else self._uncompared(stretch, given) or found
+        causes, tried = find_causes(bench, self._clues(found.where), alone, self._tolerance)
+        inside = compare_inside(bench, self._plan, self._reference, self._ids)
+        return replace(found, alone_error=alone, causes=causes, tried=tried, inside=inside)
 
     def _of_result(self, stretch: Stretch, found: torch.Tensor, error: float) -> Difference:
         """All blocks agree, or have no counterpart, and what comes of them does not."""
         line = result_line(self._assembly.spec, stretch.name, stretch.is_begin)
         module = self._sides.layers.get(stretch.name, "")
-        return Difference(
+        wiring = self._wiring(found, self._sides.terms(stretch))
+        difference = Difference(
             kind="wiring",
             place=stretch.name or ("what the layers are given" if stretch.is_begin else "logits"),
             where=line.where,
             block="",
             error=error,
-            input_error=None,
-            alone_error=None,
             equation=line.equation,
             equation_where=line.where,
             module=module,
             module_class=type(self._reference.modules[module]).__name__ if module else "",
-            reference_wiring=self._wiring(found, self._sides.terms(stretch)),
+            reference_wiring=wiring,
+            uncompared=tuple(self._sides.uncompared(stretch)),
+        )
+        return difference if wiring else self._uncompared(stretch, found) or difference
+
+    def _uncompared(self, stretch: Stretch, wanted: torch.Tensor) -> Difference | None:
+        """A block without a counterpart (a norm without weights) that can be changed to fit."""
+        for name in self._sides.uncompared(stretch):
+            streams = self._sides.ours[name].streams
+            bench = self._bench(name, streams[0], [wanted]) if streams else None
+            alone = None if bench is None else bench.error()
+            if bench is None or alone is None or alone <= self._tolerance:
+                continue
+            found = replace(self._at(name, alone), alone_error=alone)
+            causes, tried = find_causes(bench, self._clues(found.where), alone, self._tolerance)
+            if causes:
+                return replace(found, causes=causes, tried=tried)
+        return None
+
+    def _at(self, path: str, error: float) -> Difference:
+        """A difference of the block at `path`, its lines filled in."""
+        line = block_line(self._assembly.spec, path)
+        return Difference(
+            kind="block",
+            place=path,
+            where=line.where,
+            block=line.entry.block,
+            error=error,
+            equation=line.equation,
+            equation_where=line.equation_where,
         )
 
     def _wiring(self, found: torch.Tensor, terms: Mapping[str, torch.Tensor]) -> str:
         """What the reference makes a stream of, in our words; "" if no sum or soft-cap fits."""
         return as_sum(found, terms) or as_softcap(found, terms, self._assembly.config) or ""
 
-    def _bench(
-        self, pair: Pair, line: BlockLine, given: torch.Tensor, wanted: list[torch.Tensor]
-    ) -> Bench:
+    def _bench(self, path: str, given: torch.Tensor, wanted: list[torch.Tensor]) -> Bench:
         return Bench(
             spec=self._assembly.spec,
             registry=default_registry(),
-            path=pair.block,
-            entry=line.entry,
-            block=self._model.get_submodule(pair.block),
+            path=path,
+            entry=block_line(self._assembly.spec, path).entry,
+            block=self._model.get_submodule(path),
             given=given,
             wanted=tuple(wanted),
         )
 
-    def _clues(self, line: BlockLine) -> Clues:
-        spec, weight_map = self._assembly.spec, self._assembly.weight_map
+    def _clues(self, where: str) -> Clues:
+        weight_map = self._assembly.weight_map
         assert weight_map is not None, "assembled with its weights"
-        heads = getattr(line.entry, "num_heads", 0) or 1
-        width = getattr(line.entry, "head_dim", None) or max(1, spec.hidden_size // heads)
         return Clues(
             config=self._assembly.config,
-            sizes=Sizes(spec.hidden_size, heads, width),
+            hidden_size=self._assembly.spec.hidden_size,
             slots={slot.name: slot for slot in self._plan.parameters},
             weight_map=weight_map,
-            where=line.where,
+            where=where,
         )

@@ -51,16 +51,19 @@ class Difference:
     where: str  # file:line of the block
     block: str  # its class in the YAML; "" of a layer's or the model's own result
     error: float  # of its output
-    input_error: float | None  # of what it is given; None where the reference shows nothing alike
-    alone_error: float | None  # of its output when it is given the reference's input
     equation: str
     equation_where: str
-    module: str  # the reference's module
-    module_class: str
+    # Of what it is given, and of its output when it is given what the reference gives; None where
+    # the reference shows nothing alike.
+    input_error: float | None = None
+    alone_error: float | None = None
+    module: str = ""  # the reference's module, if it has one for this
+    module_class: str = ""
     causes: tuple[Cause, ...] = ()
     tried: int = 0  # changes that were tried
     inside: tuple[Inside, ...] = ()
     reference_wiring: str = ""  # what the reference computes there, in the model's own names
+    uncompared: tuple[str, ...] = ()  # blocks before it of which the reference shows nothing alike
 
 
 @dataclass(frozen=True)

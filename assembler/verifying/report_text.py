@@ -64,6 +64,9 @@ def _wiring(found: Difference) -> Iterator[str]:
         place = f"the reference has {found.reference_wiring}"
         missing = "the reference has no sum of what the blocks give"
     yield f"  wiring       {place if found.reference_wiring else missing}"
+    if found.uncompared:
+        names = ", ".join(found.uncompared)
+        yield f"  not compared {names}: the reference shows no output of theirs alone"
 
 
 def _causes(found: Difference) -> Iterator[str]:

@@ -124,6 +124,8 @@ def _shrink_heads(fields: dict[str, Any], config: Mapping[str, Any]) -> None:
         usual = heads is not None and hidden is not None and dim * heads == hidden
         fields["head_dim"] = HEAD_DIM if usual else HEAD_DIM + 8
     rope_dim = config.get("qk_rope_head_dim")
+    if _is_size(rope_dim) and rope_dim == config.get("qk_nope_head_dim"):
+        fields["qk_nope_head_dim"] = fields["qk_rope_head_dim"]
     if _is_size(rope_dim) and "head_dim" in config:
         fields["head_dim"] = int(fields["qk_rope_head_dim"] * ((dim or rope_dim) / rope_dim))
     if _is_size(config.get("qk_head_dim")) and "qk_nope_head_dim" in fields:

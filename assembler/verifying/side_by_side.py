@@ -95,6 +95,16 @@ class SideBySide:
                 outputs += [output - x for x in call.streams if x.shape == output.shape]
         return outputs
 
+    def uncompared(self, stretch: Stretch) -> list[str]:
+        """The blocks of a stretch for which the reference shows nothing alike."""
+        found = []
+        for name in stretch.blocks:
+            pair, outputs = self.pairs.get(name), self.ours[name].outputs
+            wanted = [] if pair is None else self.wanted(pair)
+            if not outputs or nearest(outputs[0], wanted) is None:
+                found.append(name)
+        return found
+
     def given(self, pair: Pair, mine: ModuleCall) -> torch.Tensor | None:
         """What the reference gives to the block; token ids are the same on both sides."""
         if not mine.streams:

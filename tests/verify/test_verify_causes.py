@@ -102,6 +102,12 @@ FIELDS = {
     "scale of embeddings": Broken(
         "gemma", "embed: {scale: 1.0}\n", "embed", "scale: 8 (sqrt(hidden_size))"
     ),
+    "a norm without weights": Broken(
+        "olmo",
+        block("attn_norm", "eps: 0.3"),
+        "layers.0.attn_norm",
+        "eps: 1e-05",
+    ),
     "a kind of layer": Broken(
         "gemma3",
         "layers: {variants: {full_attention: {blocks: {attn: {window: 4}}}}}\n",
@@ -255,6 +261,13 @@ def test_what_is_inside_a_block(own) -> None:
     inside = {item.name: item for item in difference(Broken("qwen3", "", "", "")).inside}
     assert inside["layers.0.attn.qkv.v"].module == "model.layers.0.self_attn.v_proj"
     assert inside["layers.0.attn.qkv.v"].error < 3e-5
+
+
+def test_a_block_that_cannot_be_compared_is_named(own) -> None:
+    """Llama 4's module of experts gives them one by one, and its mixture holds the shared one."""
+    own("llama4_text", block("moe", "router: {scale: 3.0}"))
+    found = difference(Broken("llama4_text", "", "", ""))
+    assert (found.kind, found.place, found.uncompared) == ("wiring", "layers.0", ("layers.0.moe",))
 
 
 def test_a_difference_that_no_change_explains(own) -> None:
