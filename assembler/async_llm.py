@@ -77,6 +77,8 @@ class AsyncLLM:
     ) -> RequestOutput:
         """Generate for one prompt (text or token ids); returns when it has finished.
 
+        What goes wrong while it runs ends it with `finish_reason` "abort" and `output.error`.
+
         Raises:
             RequestError: the request cannot be served.
             EngineDeadError: the engine has failed or was closed.
