@@ -214,10 +214,7 @@ def _stream(llm: LLM, request: Sequence[int], params: SamplingParams) -> None:
 
 
 def _batch(llm: LLM, requests: Sequence[list[int]], params: Sequence[SamplingParams]) -> None:
-    """Print all answers in order, a JSON text a line (an answer may have several lines).
-
-    Of several samples of a prompt, each is a line.
-    """
+    """Print every sample in order, a JSON text a line (an answer may have several lines)."""
     outputs = llm.generate(requests, params, use_tqdm=sys.stderr.isatty())
     for output in outputs:
         for sample in output.outputs:

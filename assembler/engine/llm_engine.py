@@ -105,9 +105,11 @@ class LLMEngine:
             self.scheduler.restart()
             raise
         self.scheduler.update(batch, token_ids)
+        sampled = time.perf_counter()
         advanced = {}
         for sequence in batch.sampling_sequences:
             request = self._requests[sequence.request_id]
+            request.mark_token(sequence, sampled)
             self._advance(request, sequence)
             advanced[request.request_id] = request
         outputs = [

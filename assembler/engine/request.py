@@ -167,6 +167,11 @@ class Request:
                 self.metrics, first_scheduled_time=time, num_cached_tokens=cached
             )
 
+    def mark_token(self, sequence: Sequence, time: float) -> None:
+        """One of the sequences may have got a token at `time`."""
+        if self.metrics.first_token_time is None and sequence.num_generated_tokens:
+            self.metrics = replace(self.metrics, first_token_time=time)
+
     def output(self, time: float) -> RequestOutput:
         """What there is to report at `time`."""
         finished = self.is_finished
@@ -175,7 +180,6 @@ class Request:
             self.metrics = replace(
                 self.metrics,
                 num_generated_tokens=count,
-                first_token_time=self.metrics.first_token_time or (time if count else None),
                 finished_time=time if finished else None,
             )
         return RequestOutput(

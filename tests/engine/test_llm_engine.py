@@ -197,6 +197,14 @@ def test_metrics_are_in_order():
     assert second.queue_time == second.first_scheduled_time - second.arrival_time
 
 
+def test_the_first_token_has_its_time_though_nobody_looks():
+    engine = make_engine(MemoryModel())
+    engine.add_request("a", [1, 2, 3], SamplingParams(max_tokens=5), stream=False)
+    metrics = run(engine)["a"].metrics
+    assert metrics.first_scheduled_time < metrics.first_token_time < metrics.finished_time
+    assert metrics.tokens_per_second > 0
+
+
 def test_metrics_of_a_request_without_tokens():
     engine = make_engine(MemoryModel())
     engine.add_request("a", [1])
