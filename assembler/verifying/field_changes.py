@@ -160,6 +160,8 @@ def _values(
         yield Other(not value)
         return
     takes = _members(info.annotation)
+    if value is not None and type(None) in takes:
+        yield Other(None)
     number = NUMBERS.get(name)
     if number is not None and (value is None or isinstance(value, int | float)):
         yield from _numbers(number, value, known, sizes)
@@ -167,8 +169,6 @@ def _values(
         for member in takes:
             if typing.get_origin(member) is Literal:
                 yield from _choices(typing.get_args(member), value, known)
-        if type(None) in takes:
-            yield Other(None)
     elif name == "rope":
         for key, theta in known.items():
             if "theta" in key or "base" in key:
