@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from itertools import pairwise
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def test_a_cancelled_task_ends_its_request(folder: Path, expected: list[str]):
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            with pytest.raises(TimeoutError):
+            with pytest.raises(asyncio.TimeoutError):
                 await asyncio.wait_for(llm.generate("Hello", LONG), 0.001)
             output = await llm.generate(TEXTS[0], GREEDY)
             assert output.outputs[0].text == expected[0]
@@ -77,6 +78,40 @@ def test_a_cancelled_task_ends_its_request(folder: Path, expected: list[str]):
         engine_of(llm).check_integrity()
 
     asyncio.run(main())
+
+
+def test_tasks_that_come_and_go_on_a_small_cache(folder: Path):
+    rng = random.Random(3)
+    prompts = [[rng.randrange(250) for _ in range(rng.randint(1, 60))] for _ in range(100)]
+    params = [SamplingParams(temperature=0.0, max_tokens=rng.randint(1, 30)) for _ in prompts]
+    alone = LLM(folder).generate(prompts, params, use_tqdm=False)
+    page_bytes = 2 * 4 * 2 * 8 * 4 * 3  # keys, values; 4 tokens; 2 heads of 8; float32; 3 layers
+
+    async def serve(llm: AsyncLLM, number: int) -> list[int] | None:
+        await asyncio.sleep(rng.random() * 0.01)
+        limit = 0.03 if number % 3 == 0 else None
+        try:
+            call = llm.generate(prompts[number], params[number])
+            return (await asyncio.wait_for(call, limit)).outputs[0].token_ids
+        except asyncio.TimeoutError:
+            return None
+
+    async def main():
+        cache = {"kv_cache_memory_bytes": 40 * page_bytes, "page_size": 4}
+        async with AsyncLLM(folder, max_num_seqs=8, max_num_batched_tokens=30, **cache) as llm:
+            found = await asyncio.gather(*(serve(llm, number) for number in range(len(prompts))))
+            while not engine_of(llm).is_finished():
+                await asyncio.sleep(0.001)
+            assert llm.stats.num_preemptions > 0
+        engine_of(llm).check_integrity()
+        return found
+
+    found = asyncio.run(main())
+    for number, (output, token_ids) in enumerate(zip(alone, found, strict=True)):
+        if number % 3:
+            assert token_ids == output.outputs[0].token_ids
+        else:
+            assert token_ids in (None, output.outputs[0].token_ids)
 
 
 def test_what_cannot_be_served_fails_alone(folder: Path, expected: list[str]):
