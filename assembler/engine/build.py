@@ -106,6 +106,7 @@ def build_runner(
         dtype=dtype,
         sampler=Sampler(options.seed),
         peers=peers,
+        enforce_eager=options.enforce_eager,
     )
 
 

@@ -100,6 +100,9 @@ class EngineOptions(Options):
         None, gt=0, description="KV cache of each rank, in place of gpu_memory_utilization"
     )
     page_size: int = Field(16, gt=0, description="tokens in a page of the KV cache")
+    enforce_eager: bool = Field(
+        False, description="run the torch module as it is, without compiled kernels (CPU)"
+    )
     seed: int | None = Field(
         None, ge=0, lt=2**63, description="of requests without a seed of their own; null: random"
     )

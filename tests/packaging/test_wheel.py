@@ -114,7 +114,8 @@ def contents(wheel: Path) -> dict[str, bytes]:
 def package_files() -> dict[str, bytes]:
     """What the wheel must hold besides its metadata: path in the wheel -> contents."""
     code = (path for folder in PACKAGE_FOLDERS for path in python_files(folder))
-    data = (path for folder in ("conf", "weight_maps") for path in (ROOT / folder).rglob("*.yaml"))
+    data = [path for name in ("conf", "weight_maps") for path in (ROOT / name).rglob("*.yaml")]
+    data += (path for path in (ROOT / "kernels" / "cpu").iterdir() if path.suffix in (".cpp", ".h"))
     files = {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in (*code, *data)}
     return {f"assembler/{name.removeprefix('assembler/')}": text for name, text in files.items()}
 

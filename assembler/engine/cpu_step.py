@@ -1,0 +1,107 @@
+"""Steps of few tokens on a CPU: the whole model in one call of the compiled kernels.
+
+A decode reads every weight once and does little with it; what a framework adds to each of the many
+small operations then counts as much as they do. The model is lowered to a program
+(`cpu_lowering`), and a step of up to `MAX_ROWS` tokens is one call that allocates nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from ctypes import addressof
+
+import torch
+from torch import nn
+
+from assembler.blocks.context import ForwardContext
+from assembler.engine.cpu_lowering import NotLowered, Program, lower
+from assembler.engine.kv_cache import KVCache
+from assembler.kernels.cpu_program import Instruction, Step, addresses, can_run, run
+
+MAX_ROWS = 64  # tokens of a step; for more, torch's own products are as fast
+
+_log = logging.getLogger(__name__)
+_SCORES_AT_ONCE = 16  # the lanes that a row of scores is padded to
+
+
+class CPUStep:
+    """A lowered model with the memory it works in. Not thread-safe."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self._instructions = (Instruction * len(program.instructions))(*program.instructions)
+        with torch.inference_mode(False):
+            self._workspace = torch.empty(program.size, dtype=program.dtype)
+            self._logits = torch.empty(program.max_rows, program.vocab_size, dtype=program.dtype)
+            self._every_row = torch.arange(program.max_rows)
+            self._rows = torch.arange(program.max_rows, dtype=torch.int32)
+        self._scratch = torch.empty(0)
+        self._heads = max((i.attention.heads for i in program.instructions), default=1)
+
+    def fits(self, input_ids: torch.Tensor) -> bool:
+        """Whether a step of these tokens is small enough."""
+        return input_ids.shape[0] <= self.program.max_rows
+
+    def __call__(self, input_ids: torch.Tensor, ctx: ForwardContext) -> torch.Tensor:
+        """What the model gives: [T] -> logits [R, vocab]. They are valid until the next call."""
+        program, paged = self.program, ctx.paged
+        threads = torch.get_num_threads()
+        context = -(-paged.max_context_len // _SCORES_AT_ONCE) * _SCORES_AT_ONCE
+        scratch = self._scratch_of(threads * self._heads * context)
+        wanted = self._every_row if ctx.logit_rows is None else ctx.logit_rows
+        num_wanted = len(input_ids) if ctx.logit_rows is None else len(wanted)
+        tables = [rope(ctx, program.dtype) for rope in program.ropes]
+        cosines, sines = (addresses([table[side] for table in tables]) for side in (0, 1))
+        sequence_of = self._sequences(ctx)
+        step = Step(
+            program=self._instructions,
+            length=len(self._instructions),
+            workspace=self._workspace.data_ptr(),
+            logits=self._logits.data_ptr(),
+            scratch=scratch.data_ptr(),
+            scratch_size=self._heads * context,
+            rows=len(input_ids),
+            logit_rows=num_wanted,
+            page_table_width=paged.page_table.shape[1],
+            max_context=context,
+            threads=threads,
+            tokens=input_ids.data_ptr(),
+            positions=ctx.positions.data_ptr(),
+            slots=paged.slot_mapping.data_ptr(),
+            wanted=wanted.data_ptr(),
+            page_table=paged.page_table.data_ptr(),
+            sequence_of=sequence_of.data_ptr(),
+            cosines=addressof(cosines),
+            sines=addressof(sines),
+        )
+        run(step, program.dtype)
+        return self._logits[:num_wanted]
+
+    def _sequences(self, ctx: ForwardContext) -> torch.Tensor:
+        """[T] int32: which sequence each token belongs to."""
+        if ctx.paged.is_decode:
+            return self._rows
+        lengths = ctx.paged.cu_seqlens_q.diff()
+        return torch.repeat_interleave(self._rows[: len(lengths)], lengths)
+
+    def _scratch_of(self, size: int) -> torch.Tensor:
+        """Memory for `size` scores, which grows by powers of two as contexts grow."""
+        if len(self._scratch) < size:
+            with torch.inference_mode(False):
+                self._scratch = torch.empty(1 << (size - 1).bit_length())
+        return self._scratch
+
+
+def cpu_step(
+    model: nn.Module, caches: Sequence[KVCache], device: torch.device, dtype: torch.dtype
+) -> CPUStep | None:
+    """The fast way for small steps of `model`; None where it has to run in torch."""
+    if device.type != "cpu":
+        return None
+    try:
+        program = lower(model, caches, MAX_ROWS, dtype)
+    except NotLowered as reason:
+        _log.info("decodes run in torch: there is no CPU kernel for %s", reason)
+        return None
+    return CPUStep(program) if can_run(dtype) else None

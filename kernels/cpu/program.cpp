@@ -1,0 +1,213 @@
+// A step of a model as a list of instructions, run by a team of threads in one call.
+//
+// Each instruction is cut into pieces that any thread may take; the next one begins when all pieces
+// are done. A thread that the system holds up is not waited for unless it holds a piece, and no
+// lock is taken. Values are rows of one workspace: value v of row r stands at v + r * width.
+#include <atomic>
+#include <thread>
+#include <vector>
+
+#include "attention.h"
+#include "elementwise.h"
+
+enum Opcode {
+    EMBED, LINEAR, RMS_NORM, LAYER_NORM, ADD, SCALE, SOFTCAP, ACTIVATE, GATE, HEADS, ATTEND, ROWS
+};
+
+constexpr int64_t SPINS = 2000;  // looks at a piece that another thread holds, before yielding
+constexpr int64_t NORM_OVER_ALL = 1;  // kind of HEADS: one norm over all of them
+
+// Mirrored by `Instruction` in cpu_program.py.
+struct Instruction {
+    int64_t opcode;
+    int64_t in, in2, out, out2;   // offsets into the workspace; -1: the logits, -2: none
+    const void *weight, *bias;    // what the opcode says
+    const void *weight2;
+    void *keys, *values;          // caches
+    int64_t k, n;                 // widths of input and output
+    int64_t sampled;              // 1: of the rows whose logits are wanted
+    int64_t table;                // which rotary tables; -1: none
+    int64_t rotary_dim, interleaved, kind, offset;
+    float scalar, eps;
+    Attention attention;
+};
+
+// What differs from step to step; mirrored by `Step` in cpu_program.py.
+struct Step {
+    const Instruction* program;
+    int64_t length;
+    char* workspace;
+    void* logits;
+    float* scratch;               // [threads, scratch_size]
+    int64_t scratch_size;
+    int64_t rows, logit_rows, page_table_width, max_context, threads;
+    const int64_t *tokens, *positions, *slots, *wanted;
+    const int32_t *page_table, *sequence_of;
+    const void *const *cosines, *const *sines;
+};
+
+template <typename T>
+struct Machine {
+    const Step& step;
+    std::vector<std::atomic<int64_t>> next, done;
+    std::atomic<int> arrived{0};
+
+    explicit Machine(const Step& s) : step(s), next(s.length), done(s.length) {}
+
+    T* at(int64_t value) const {
+        return value == -1 ? (T*)step.logits : (T*)step.workspace + value;
+    }
+
+    int64_t rows_of(const Instruction& i) const { return i.sampled ? step.logit_rows : step.rows; }
+
+    int64_t features_at_once(const Instruction& i) const {
+        int64_t share = i.n / (step.threads * 8);
+        return std::min<int64_t>(256, std::max<int64_t>(16, share / 8 * 8));
+    }
+    bool by_head(const Instruction& i) const {
+        return step.rows * i.attention.kv_heads < 4 * step.threads;
+    }
+
+    int64_t pieces(const Instruction& i) const {
+        if (i.opcode == LINEAR) {
+            int64_t size = features_at_once(i);
+            return (i.n + size - 1) / size;
+        }
+        if (i.opcode == ATTEND)
+            return step.rows * (by_head(i) ? i.attention.heads : i.attention.kv_heads);
+        return rows_of(i);
+    }
+
+    void run() {
+        int thread = arrived++;
+        float* scratch = step.scratch + thread * step.scratch_size;
+        for (int64_t p = 0; p < step.length; ++p) {
+            const Instruction& i = step.program[p];
+            int64_t count = pieces(i), piece;
+            while ((piece = next[p].fetch_add(1, std::memory_order_relaxed)) < count) {
+                execute(i, piece, scratch);
+                done[p].fetch_add(1, std::memory_order_release);
+            }
+            for (int64_t spin = 0; done[p].load(std::memory_order_acquire) < count; ++spin)
+                if (spin > SPINS) std::this_thread::yield();
+        }
+    }
+
+    void execute(const Instruction& i, int64_t piece, float* scratch) const {
+        if (i.opcode == LINEAR) {
+            int64_t size = features_at_once(i), first = piece * size;
+            linear<T>(at(i.in), (const T*)i.weight, (const T*)i.bias, at(i.out), rows_of(i), i.k,
+                      i.n, first, std::min(i.n, first + size));
+        } else if (i.opcode == ATTEND) {
+            attend_piece(i, piece, scratch);
+        } else {
+            row(i, piece);
+        }
+    }
+
+    void attend_piece(const Instruction& i, int64_t piece, float* scratch) const {
+        const Attention& a = i.attention;
+        int64_t group = by_head(i) ? 1 : a.heads / a.kv_heads, groups = a.heads / group;
+        int64_t r = piece / groups, head = piece % groups * group;
+        const int32_t* pages = step.page_table + step.sequence_of[r] * step.page_table_width;
+        attend<T>(a, at(i.in) + r * i.k + head * a.head_dim, (const T*)i.keys, (const T*)i.values,
+                  pages, step.positions[r], head, group, at(i.out) + r * i.n + head * a.head_dim,
+                  scratch, step.max_context);
+    }
+
+    void row(const Instruction& i, int64_t r) const {
+        T* out = at(i.out) + r * i.n;
+        const T* in = i.opcode == EMBED ? nullptr : at(i.in) + r * i.k;
+        const T *weight = (const T*)i.weight, *bias = (const T*)i.bias;
+        switch (i.opcode) {
+            case EMBED: memcpy(out, weight + step.tokens[r] * i.n, i.n * sizeof(T)); break;
+            case ROWS: memcpy(out, at(i.in) + step.wanted[r] * i.k, i.n * sizeof(T)); break;
+            case ADD: add_row(in, at(i.in2) + r * i.k, out, i.n); break;
+            case SCALE: scale_row(in, i.scalar, i.kind == 1, out, i.n); break;
+            case SOFTCAP: softcap(in, i.scalar, out, i.n); break;
+            case ACTIVATE: activate_row(in, out, i.n, i.kind); break;
+            case GATE: gate_row(in, out, i.n, i.kind); break;
+            case HEADS: heads(i, r); break;
+            default: norm(i, in, r, weight, bias, out);
+        }
+    }
+
+    static void softcap(const T* x, float cap, T* y, int64_t width) {
+        by_lanes(width, [&](int64_t i, int n) {
+            vec inner = rounded<T>(hyperbolic_tangent(rounded<T>(take(x + i, n) / cap)));
+            give(y + i, inner * cap, n);
+        });
+    }
+
+    void norm(const Instruction& i, const T* x, int64_t r, const T* weight, const T* bias,
+              T* out) const {
+        if (i.in2 >= 0) {  // the sum first, which others read too
+            T* sum = at(i.out2) + r * i.k;
+            add_row(at(i.in2) + r * i.k, x, sum, i.k);
+            x = sum;
+        }
+        if (i.opcode == RMS_NORM)
+            rms_norm_row(x, weight, out, i.k, i.eps, (int)i.offset);
+        else
+            layer_norm_row(x, weight, bias, out, i.k, i.eps);
+    }
+
+    // Norm and turn a token's queries and keys in place; store its keys and values.
+    void heads(const Instruction& i, int64_t r) const {
+        const Attention& a = i.attention;
+        T* row = at(i.in) + r * i.k;
+        const T *cosine = nullptr, *sine = nullptr;
+        if (i.table >= 0) {
+            cosine = (const T*)step.cosines[i.table] + r * i.rotary_dim;
+            sine = (const T*)step.sines[i.table] + r * i.rotary_dim;
+        }
+        const T *q_weight = (const T*)i.weight, *k_weight = (const T*)i.weight2;
+        if (i.kind == NORM_OVER_ALL) {
+            int64_t queries = a.heads * a.head_dim, keys = a.kv_heads * a.head_dim;
+            rms_norm_row(row, q_weight, row, queries, i.eps, (int)i.offset);
+            rms_norm_row(row + queries, k_weight, row + queries, keys, i.eps, (int)i.offset);
+            q_weight = k_weight = nullptr;
+        }
+        for (int64_t h = 0; h < a.heads + a.kv_heads; ++h) {
+            T* head = row + h * a.head_dim;
+            const T* weight = h < a.heads ? q_weight : k_weight;
+            if (weight) rms_norm_row(head, weight, head, a.head_dim, i.eps, (int)i.offset);
+            if (cosine) rotate_head(head, cosine, sine, (int)i.rotary_dim, i.interleaved != 0);
+        }
+        int64_t slot = step.slots[r], size = a.kv_heads * a.head_dim;
+        if (slot < 0) return;
+        const T* key = row + a.heads * a.head_dim;
+        memcpy((T*)i.keys + slot * size, key, size * sizeof(T));
+        memcpy((T*)i.values + slot * size, key + size, size * sizeof(T));
+    }
+};
+
+typedef void (*Team)(void (*)(void*), void*, unsigned, unsigned);  // GOMP_parallel
+
+template <typename T>
+static void run_machine(void* machine) {
+    ((Machine<T>*)machine)->run();
+}
+
+template <typename T>
+static void run_step(const Step& step, Team team) {
+    Machine<T> machine(step);
+    if (step.threads == 1) return machine.run();
+    if (team) return team(run_machine<T>, &machine, (unsigned)step.threads, 0);
+    std::vector<std::thread> others;
+    for (int64_t t = 1; t < step.threads; ++t) others.emplace_back(run_machine<T>, &machine);
+    machine.run();
+    for (std::thread& other : others) other.join();
+}
+
+extern "C" {
+
+// `team` is the GOMP_parallel of the OpenMP runtime that the process uses already, whose threads
+// are there and awake; null: threads are started.
+void run_step_float32(const Step* step, void* team) { run_step<float>(*step, (Team)team); }
+void run_step_bfloat16(const Step* step, void* team) { run_step<bf16>(*step, (Team)team); }
+
+int64_t size_of_instruction() { return sizeof(Instruction); }
+int64_t size_of_step() { return sizeof(Step); }
+
+}
