@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence as SequenceOf
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
 
 from assembler.engine.admission import Admission, TokenizerLike
 from assembler.engine.model_runner import ModelRunner
@@ -100,7 +103,8 @@ class LLMEngine:
         for item in batch.items:
             self._requests[item.sequence.request_id].mark_scheduled(start)
         try:
-            token_ids = self.model_runner.execute(batch)
+            with current_device(self.model_runner.device):
+                token_ids = self.model_runner.execute(batch)
         except BaseException:
             self.scheduler.restart()
             raise
@@ -214,3 +218,8 @@ class LLMEngine:
         if request.is_finished:
             del self._requests[request.request_id]
         return request.output(time.perf_counter())
+
+
+def current_device(device: torch.device) -> AbstractContextManager[None]:
+    """Make `device` the thread's current GPU, which is where Triton launches its kernels."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

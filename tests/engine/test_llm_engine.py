@@ -3,6 +3,7 @@
 import random
 
 import pytest
+import torch
 from engine_fakes import (
     VOCAB,
     MemoryModel,
@@ -12,6 +13,7 @@ from engine_fakes import (
     run,
 )
 
+from assembler.engine.llm_engine import current_device
 from assembler.engine.sampling_params import SamplingParams
 from assembler.errors import RequestError
 
@@ -211,3 +213,10 @@ def test_metrics_of_a_request_without_tokens():
     metrics = engine.abort("a").metrics
     assert metrics.finished_time is not None and metrics.first_token_time is None
     assert metrics.time_to_first_token is None and metrics.tokens_per_second is None
+
+
+def test_a_step_runs_with_its_gpu_as_the_current_one():
+    """Threads start with GPU 0, whichever the model is on."""
+    assert current_device(torch.device("cuda", 3)).idx == 3
+    with current_device(torch.device("cpu")):
+        pass
