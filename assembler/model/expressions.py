@@ -8,14 +8,18 @@ anything but the listed functions, lambdas, comprehensions and f-strings are ref
 from __future__ import annotations
 
 import ast
+import keyword
 import math
 import operator
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from assembler.blocks.functions import sigmoid
 from assembler.errors import SpecError, did_you_mean
+
+_KEYWORDS = ("and", "else", "if", "in", "is", "not", "or")  # those that expressions have
 
 FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "sqrt": math.sqrt,
@@ -88,7 +92,7 @@ def parse_python(text: str, mode: str) -> Any:
             warnings.simplefilter("error")  # "1if x": a warning today, an error tomorrow
             tree = ast.parse(text.strip(), mode=mode)
     except SyntaxError as error:
-        raise SpecError(error.msg) from None
+        raise SpecError(error.msg + _keyword_hint(text)) from None
     except ValueError as error:
         raise SpecError(str(error)) from None
     except (RecursionError, MemoryError):
@@ -100,6 +104,15 @@ def parse_python(text: str, mode: str) -> Any:
     if depth > _MAX_DEPTH:
         raise SpecError("it nests too deeply")
     return tree
+
+
+def _keyword_hint(text: str) -> str:
+    """What to do about a bare word that Python keeps for itself, e.g. a kind called "global"."""
+    words = re.findall(r"(?<![\w'\"])[a-z]+(?![\w'\"])", text)
+    taken = [word for word in words if keyword.iskeyword(word) and word not in _KEYWORDS]
+    if not taken:
+        return ""
+    return f": '{taken[0]}' is a word of the expression grammar; put it in quotes to mean a name"
 
 
 def shortened(text: str) -> str:

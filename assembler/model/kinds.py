@@ -176,16 +176,37 @@ def _check_apart(columns: Mapping[KeyPath, Kind], report: Report) -> None:
 def without_unused(
     data: Mapping[str, Any], kind: Kind | None, used: tuple[Kind, ...]
 ) -> dict[str, Any]:
-    """`data` without the variants nothing is: what they need, this checkpoint need not have."""
-    kept = dict(data) if kind is None else _with_variants(data, set(kind))
+    """`data` without what no layer has: what it needs, this checkpoint need not have.
+
+    That is the variants nothing is, and the shared blocks that all that is used drops.
+    """
+    kept = dict(data) if kind is None else _with_variants(data, {kind})
     layers = data.get("layers")
     if used and isinstance(layers, Mapping):
-        kept["layers"] = _with_variants(layers, {name for kind in used for name in kind})
+        kept["layers"] = _with_variants(layers, set(used))
+        blocks = layers.get("blocks")
+        if isinstance(blocks, Mapping):
+            dropped = _dropped_by_all(layers, used)
+            kept["layers"]["blocks"] = {k: v for k, v in blocks.items() if k not in dropped}
     return kept
 
 
-def _with_variants(place: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
+def _with_variants(place: Mapping[str, Any], used: set[Kind]) -> dict[str, Any]:
+    names = {name for kind in used for name in kind}
     variants = place.get("variants")
     if not isinstance(variants, Mapping):
         return dict(place)
     return {**place, "variants": {k: v for k, v in variants.items() if k in names}}
+
+
+def _dropped_by_all(place: Mapping[str, Any], used: tuple[Kind, ...]) -> set[str]:
+    """The blocks that every one of the used kinds sets to null in one of its variants."""
+    variants = place.get("variants")
+
+    def dropped(name: str) -> set[str]:
+        variant = variants.get(name) if isinstance(variants, Mapping) else None
+        blocks = variant.get("blocks") if isinstance(variant, Mapping) else None
+        entries = blocks.items() if isinstance(blocks, Mapping) else ()
+        return {block for block, change in entries if change is None}
+
+    return set.intersection(*(set().union(*map(dropped, kind)) for kind in set(used)))

@@ -302,3 +302,31 @@ def test_a_name_that_reads_like_a_combination(ws: Workspace) -> None:
 def test_a_count_that_is_none(ws: Workspace, count: str) -> None:
     with pytest.raises(SpecError, match=r"^conf/my.yaml:6: layers.count: "):
         ws.base(("count: 2", f"count: {count}"))
+
+
+def test_a_kind_named_as_a_keyword_is_quoted(ws: Workspace) -> None:
+    with pytest.raises(SpecError, match=r"'global' is a word of .* put it in quotes"):
+        ws.spec(_rule("global if i else local"))
+    assert ws.spec(_rule("'global' if i else local")).layer_kinds == ("local", "global")
+
+
+def _rule(rule: str) -> str:
+    return f"""\
+defaults: [base, _self_]
+layers: {{kinds: "{rule}", variants: {{global: {{}}, local: {{}}}}}}
+"""
+
+
+def test_a_shared_block_that_every_layer_drops_needs_nothing(ws: Workspace) -> None:
+    text = """\
+defaults: [base, _self_]
+layers:
+  kinds: "plain if i < ${hf:first,0} else bare"
+  blocks: {mlp: {size: "${hf:absent}"}}
+  variants:
+    plain: {}
+    bare: {blocks: {mlp: null, mlp_norm: null}, wiring: [x = x + attn(attn_norm(x))]}
+"""
+    assert set(ws.spec(text, {"a": 1}).kinds["bare"].blocks) == {"attn_norm", "attn"}
+    with pytest.raises(SpecError, match="needs 'absent'"):
+        ws.spec(text, {"first": 1})
