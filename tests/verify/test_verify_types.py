@@ -13,7 +13,6 @@ NO_DEFAULT = {
     "cohere_compass": "it has layer types and no RoPE for them",
     "cohere_compass_text": "the same",
     "dbrx": "its attn_config lacks rope_theta",
-    "solar_open": "it leaves intermediate_size out, which published files have",
 }
 
 
