@@ -32,7 +32,7 @@ def randomise(model: Any, seed: int, logits: Callable[[Any], torch.Tensor]) -> N
 
     generator = torch.Generator().manual_seed(seed)
     norm = final_norm(model)
-    neutral = _neutral_value(norm)
+    neutral = neutral_value(norm)
     saved = set(model.state_dict())
     buffers = ((n, b) for n, b in model.named_buffers() if n in saved and b.is_floating_point())
     transposed = {id(module.weight) for module in model.modules() if isinstance(module, Conv1D)}
@@ -62,10 +62,21 @@ def _scale_logits(
             norm.bias.mul_(factor)
 
 
-def _neutral_value(norm: nn.Module | None) -> float:
-    """0 where the norm adds 1 to its weight, else 1; of a model that has just been made."""
-    weight = getattr(norm, "weight", None)
-    return 1.0 if weight is None else float(weight.flatten()[0])
+def neutral_value(norm: nn.Module | None) -> float:
+    """0 where the norm adds 1 to its weight, else 1: then a weight of 0 makes 0 of everything.
+
+    What a new weight is does not tell: transformers makes those of Nemotron 1, and adds 1.
+    """
+    weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
+    if norm is None or weight is None:
+        return 1.0
+    kept = [(leaf, leaf.clone()) for leaf in (weight, bias) if leaf is not None]
+    for leaf, _ in kept:
+        leaf.zero_()
+    made = norm(torch.arange(weight.shape[-1], dtype=weight.dtype))
+    for leaf, value in kept:
+        leaf.copy_(value)
+    return 0.0 if bool(made.any()) else 1.0
 
 
 def final_norm(model: nn.Module) -> nn.Module | None:

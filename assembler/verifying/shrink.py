@@ -117,6 +117,8 @@ def _shrink_heads(fields: dict[str, Any], config: Mapping[str, Any]) -> None:
         old = config.get(name)
         if _is_size(old):
             fields[name] = 1 if old == 1 else HEADS if old == heads else 2
+        elif name in fields and old is None:  # Nemotron's class cannot do without
+            fields[name] = 2
     hidden, dim = _first(config, ("hidden_size", "n_embd", "d_model")), config.get("head_dim")
     if "head_dim" in fields and dim is None:
         fields["head_dim"] = HEAD_DIM

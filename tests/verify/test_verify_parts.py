@@ -9,6 +9,7 @@ from torch import nn
 from assembler.blocks.parallel import Part, ShardDim
 from assembler.verifying.compare import compare_logits, nearest, relative_error
 from assembler.verifying.ids import random_ids
+from assembler.verifying.random_weights import neutral_value
 from assembler.verifying.shrink import enlivened, shrunk
 from assembler.verifying.sums import as_softcap, as_sum
 from assembler.verifying.trace import recorded
@@ -111,6 +112,23 @@ def test_shrinking_keeps_what_a_model_is() -> None:
     assert small["head_dim"] * 4 != small["hidden_size"]  # as before
     assert small["attn_config"] == {"kv_n_heads": 1} and small["sliding_window"] is None
     assert small["rms_norm_eps"] > 1e-4 and small["eos_token_id"] < small["vocab_size"] <= 101
+
+
+def test_key_value_heads_left_null_get_a_number() -> None:
+    small = shrunk({"num_attention_heads": 48, "num_key_value_heads": None})
+    assert small == {"num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+def test_the_neutral_weight_of_a_norm_is_found_out_whatever_it_starts_with() -> None:
+    class Norm1P(nn.LayerNorm):  # Nemotron's
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.layer_norm(x, self.normalized_shape, self.weight + 1, self.bias)
+
+    for norm, neutral in ((nn.LayerNorm(8), 1.0), (nn.RMSNorm(8), 1.0), (Norm1P(8), 0.0)):
+        nn.init.constant_(norm.weight, 0.7)
+        with torch.no_grad():
+            assert neutral_value(norm) == neutral
+        assert torch.equal(norm.weight, torch.full((8,), 0.7))
 
 
 def test_multipliers_of_one_become_others() -> None:

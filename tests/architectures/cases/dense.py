@@ -58,6 +58,9 @@ _glm4 = family("glm4", "Glm4Config", {**WIDE, **_PADDING})
 _helium = family("helium", "HeliumConfig", {**NARROW, "head_dim": 12})
 _cwm = family("cwm", "CwmConfig", {**WIDE, "num_hidden_layers": 6, "sliding_window": WINDOW})
 _arcee = family("arcee", "ArceeConfig", WIDE)
+_nemotron = family(
+    "nemotron", "NemotronConfig", {**COMMON, "num_key_value_heads": 2, "norm_eps": 2e-3}
+)
 _ministral = family("ministral", "MinistralConfig", {**WIDE, "sliding_window": WINDOW})
 _ministral3 = family("ministral3", "Ministral3Config", {**WIDE, **_PADDING})
 _seed_oss = family("seed_oss", "SeedOssConfig", WIDE)
@@ -144,6 +147,8 @@ CASES: tuple[Case, ...] = (
     _arcee("biases-yarn", {**_BIASES, **yarn(16)}),
     _arcee("tied", {"head_dim": None, **TIED}),
     _left_out("arcee", "ArceeConfig", "hidden_act", "num_key_value_heads"),
+    _nemotron("biases", {**_BIASES, "head_dim": 20, **rope(partial_rotary_factor=0.5)}),
+    _nemotron("linear-tied", {**rope("linear", factor=3.0, partial_rotary_factor=0.5), **TIED}),
     _ministral("windows", rope()),
     _ministral("listed-tied", {**_LISTED, "num_hidden_layers": 6, **TIED}, hub=_LISTED),
     _left_out(

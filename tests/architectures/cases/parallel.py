@@ -24,19 +24,36 @@ _BOTH_TURN = rope_of_each_kind(mrope_section=[2, 2, 2])
 _cohere = family("cohere", "CohereConfig", {**_LAYER_NORMS, **_TOKENS, "logit_scale": 0.3})
 _nanochat = family("nanochat", "NanoChatConfig", {**NARROW, **_TOKENS})
 _jais2 = family("jais2", "Jais2Config", {**_LAYER_NORMS, **_TOKENS})
-_COMPASS = {
-    **_LAYER_NORMS,
-    **_TOKENS,
-    "num_hidden_layers": 4,
-    "sliding_window": WINDOW,
-    "layer_types": _LAYER_TYPES,
-}
+_WINDOWS = {**_LAYER_NORMS, **_TOKENS, "num_hidden_layers": 4, "sliding_window": WINDOW}
+_COMPASS = {**_WINDOWS, "layer_types": _LAYER_TYPES}
 
+_cohere2 = family("cohere2", "Cohere2Config", {**_WINDOWS, "head_dim": 20})
+_stablelm = family("stablelm", "StableLmConfig", {**_LAYER_NORMS, **_TOKENS, "hidden_size": 64})
 _compass = family("cohere_compass", "CohereCompassTextConfig", _COMPASS)
 
 CASES: tuple[Case, ...] = (
     _cohere("tied", rope()),
     _cohere("qk-norms-biases", {"use_qk_norm": True, "attention_bias": True, **UNTIED}),
+    _cohere2(
+        "every-third-unrotated-biases",
+        {"sliding_window_pattern": 3, "attention_bias": True, "logit_scale": 0.3, **rope()},
+        hub={"sliding_window_pattern": 3},
+    ),
+    _cohere2(
+        "listed-untied",
+        {"layer_types": _LAYER_TYPES, **UNTIED},
+        hub={"layer_types": _LAYER_TYPES},
+    ),
+    _stablelm(
+        "parallel-qk-norms-biases",
+        {
+            "use_parallel_residual": True,
+            "qk_layernorm": True,
+            "use_qkv_bias": True,
+            **rope(partial_rotary_factor=0.5),
+        },
+    ),
+    _stablelm("sequential-tied", {**TIED, **rope(partial_rotary_factor=0.25)}),
     _compass(
         "full-layers-unrotated",
         {"logit_scale": 0.3, **_ONLY_WINDOWS_TURN},
