@@ -17,7 +17,8 @@ from assembler.blocks.activations import activation as activation_function
 from assembler.blocks.context import BuildContext
 from assembler.blocks.parallel import Part, ShardDim
 from assembler.blocks.router import routing_of
-from assembler.kernels.expert_weights import ExpertWeights, Gating
+from assembler.kernels.expert_weights import ExpertWeights
+from assembler.kernels.gating import Gating
 from assembler.kernels.grouped_mlp import grouped_mlp
 
 

@@ -13,6 +13,7 @@ from assembler.blocks.context import BuildContext
 from assembler.blocks.linear import ColumnLinear, RowLinear
 from assembler.blocks.norms import NormSpec
 from assembler.blocks.parallel import Part
+from assembler.kernels.gating import gated
 
 
 class GatedMLP(nn.Module):
@@ -57,10 +58,8 @@ class GatedMLP(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., hidden] -> [..., hidden]."""
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        if self.limit is not None:
-            gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
-        gated = self.act(gate) * (up + self.up_offset if self.up_offset else up)
-        return self.down(gated if self.inner_norm is None else self.inner_norm(gated))
+        inner = gated(gate, up, self.act, self.limit, self.up_offset)
+        return self.down(inner if self.inner_norm is None else self.inner_norm(inner))
 
     def extra_repr(self) -> str:
         return f"activation={self.activation}, limit={self.limit}, up_offset={self.up_offset}"

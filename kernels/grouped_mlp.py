@@ -11,7 +11,8 @@ from importlib.util import find_spec
 
 import torch
 
-from assembler.kernels.expert_weights import ExpertWeights, Gating
+from assembler.kernels.expert_weights import ExpertWeights
+from assembler.kernels.gating import Gating
 from assembler.kernels.grouped_mlp_torch import grouped_mlp_torch
 
 

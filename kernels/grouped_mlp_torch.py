@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from assembler.kernels.expert_weights import ExpertWeights, Gating
+from assembler.kernels.expert_weights import ExpertWeights
+from assembler.kernels.gating import Gating
 
 
 def grouped_mlp_torch(

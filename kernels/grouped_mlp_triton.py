@@ -15,7 +15,8 @@ import torch
 import triton
 import triton.language as tl
 
-from assembler.kernels.expert_weights import ExpertWeights, Gating
+from assembler.kernels.expert_weights import ExpertWeights
+from assembler.kernels.gating import Gating
 from assembler.kernels.grouped_mlp_tiling import choose_tiling, sort_into_tiles
 
 _GELU_TANH = ("gelu_accurate", "gelu_fast", "gelu_new", "gelu_python_tanh", "gelu_pytorch_tanh")

@@ -17,7 +17,8 @@ from triton.compiler import ASTSource
 
 from assembler.kernels import grouped_mlp_triton, paged_attention_triton, store_kv_triton
 from assembler.kernels.attention_options import AttentionOptions
-from assembler.kernels.expert_weights import ExpertWeights, Gating
+from assembler.kernels.expert_weights import ExpertWeights
+from assembler.kernels.gating import Gating
 from assembler.kernels.paged_batch import PagedBatch
 
 TYPE_NAMES = {

@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from assembler.blocks.activations import ACTIVATIONS
-from assembler.kernels.expert_weights import ExpertWeights, Gating
+from assembler.kernels.expert_weights import ExpertWeights
+from assembler.kernels.gating import Gating
 from assembler.kernels.grouped_mlp import grouped_mlp, kernel_for
 from assembler.kernels.grouped_mlp_tiling import choose_tiling
 from assembler.kernels.grouped_mlp_torch import grouped_mlp_torch
