@@ -78,7 +78,7 @@ def test_the_tables_name_fields_that_exist() -> None:
     registry = default_registry()
     fields = {name for block in registry.values() for name in block.model_fields}
     fields |= {"partial", "max_bias", "count", "top", "kinds"}  # of settings, of layers
-    of_maps = {"from", "parts", "per", "transpose", "gate_up", "down"}
+    of_maps = {"from", "parts", "per", "transpose", "optional", "gate_up", "down"}
     cells = _cells()
     assert len(cells) > 50
     for cell in cells:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import fx
 
 from assembler.errors import CheckpointError, OptionError
 from assembler.loading import Assembly, assemble, load_weights, logits
+from assembler.model.spec import ModelSpec
 from assembler.verifying.compare import compare_logits
 from assembler.verifying.ids import random_ids
 from assembler.verifying.locate import Locator
@@ -68,7 +70,27 @@ def verify_tiny(request: Request, folder: Path) -> VerifyReport:
     assembly = _assemble(replace(request, checkpoint=folder))
     report = _against_model(request, assembly, reference)
     about = request.model_type or request.config
-    return replace(report, checkpoint=f"a tiny random model ({about})")
+    unseen = _unseen_variants(assembly.spec) if report.passed else ()
+    return replace(
+        report,
+        checkpoint=f"a tiny random model ({about})",
+        notes=(*report.notes, *unseen),
+    )
+
+
+def _unseen_variants(spec: ModelSpec) -> Iterator[str]:
+    """A note on what the conf has for other configs, and this comparison says nothing about."""
+    used = {*spec.variants, *(name for kind in spec.kinds.values() for name in kind.variants)}
+    places: dict[str | int, str] = {}  # of each variant that changes anything, its first line
+    for key, where in spec.sources.items():
+        if "variants" in key[:2]:
+            places.setdefault(key[key.index("variants") + 1], where)
+    unseen = [f"{name} ({where})" for name, where in places.items() if name not in used]
+    if unseen:
+        yield (
+            f"not compared: {', '.join(unseen)}, variants that nothing in this model is; "
+            "config= takes a config.json with other options"
+        )
 
 
 def _assemble(request: Request) -> Assembly:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -62,6 +63,16 @@ def test_tiny_of_a_config(as_folder: bool, tiny, tmp_path: Path) -> None:
     path = tmp_path if as_folder else tmp_path / "config.json"
     report = verify_model("tiny", config=path)
     assert report.passed and str(path) in report.checkpoint
+
+
+def test_variants_that_the_config_leaves_out_are_named(tmp_path: Path) -> None:
+    config = {"model_type": "stablelm", "hidden_size": 64, "num_attention_heads": 4}
+    notes = []
+    for options in ({}, {"use_parallel_residual": True, "qk_layernorm": True}):
+        (tmp_path / "config.json").write_text(json.dumps({**config, **options}))
+        notes.append(verify_model("tiny", config=tmp_path, paged=False).notes)
+    assert re.fullmatch(r"not compared: qk_norms \(.*yaml:\d+\), parallel \(.*", notes[0][0])
+    assert notes[1] == ()
 
 
 class TestAgainstAFile:
