@@ -40,3 +40,8 @@ def test_a_shipped_conf_refuses_what_it_does_not_compute() -> None:
     with pytest.raises(SpecError, match=r"gpt2\.yaml:\d+: assumes\.scale_attn_by_inverse") as error:
         load_spec("gpt2", GPT2 | {"scale_attn_by_inverse_layer_idx": True})
     assert "config.json has True, and this conf covers only False" in str(error.value)
+
+
+@pytest.mark.parametrize("conf", ["gpt2", "gptj"])
+def test_a_flag_that_is_off_is_covered_where_it_is_inherited(conf: str) -> None:
+    load_spec(conf, GPT2 | {"rotary_dim": 4, "add_cross_attention": False})
