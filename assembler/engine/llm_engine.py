@@ -15,7 +15,7 @@ from assembler.engine.request import Request
 from assembler.engine.sampling_params import SamplingParams
 from assembler.engine.scheduled_batch import ScheduledBatch
 from assembler.engine.scheduler import Scheduler
-from assembler.engine.sequence import Sequence
+from assembler.engine.sequence import Sequence, SequenceStatus
 from assembler.engine.stats import EngineStats
 from assembler.errors import RequestError
 
@@ -163,6 +163,8 @@ class LLMEngine:
         """
         if request.error is not None and sequence.is_finished:
             return  # another sample of this step has failed
+        if sequence.status is SequenceStatus.WAITING:
+            return  # it got no token and is computed anew
         sample = request.samples[sequence.index]
         try:
             if sequence.finish_reason == "abort":

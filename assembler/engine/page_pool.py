@@ -109,20 +109,22 @@ class PagePool:
                 alike, or a sequence has fewer pages than its computed tokens need.
         """
         users: Counter[int] = Counter()
+        contents: dict[int, list[int]] = {}
         for sequence in sequences:
             users.update(sequence.pages)
             needed = self.pages_for(sequence.num_computed_tokens)
             assert len(sequence.pages) >= needed, f"{sequence} needs {needed} pages"
-            self._check_contents(sequence)
-        shared = sorted(page for page, count in users.items() if count > 1)
-        unknown = [page for page in shared if self.known.key_of(page) is None]
-        assert not unknown, f"pages {unknown} have several owners and hold nothing that is known"
+            self._check_keys(sequence)
+            for number, page in enumerate(sequence.pages):
+                begins = sequence.token_ids[: (number + 1) * self.page_size]
+                assert contents.setdefault(page, begins) == begins, f"page {page} is shared wrongly"
         free = {*self._blank, *self._idle}
         assert len(free) == self.num_free, "a page is free twice"
         assert not free & users.keys(), f"pages {sorted(free & users.keys())} are owned and free"
         leaked = set(range(self.num_pages)) - free - users.keys()
         assert not leaked, f"pages {sorted(leaked)} are leaked: neither free nor owned"
-        assert Counter({p: n for p, n in enumerate(self._users) if n}) == users, "miscounted users"
+        wrong = [page for page, count in enumerate(self._users) if count != users[page]]
+        assert not wrong, f"pages {wrong} have several owners or none, unlike what was counted"
         assert all(self.known.key_of(page) is not None for page in self._idle)
         assert all(self.known.key_of(page) is None for page in self._blank)
         self.known.check_integrity()
@@ -133,7 +135,7 @@ class PagePool:
         else:
             self._idle[page] = None
 
-    def _check_contents(self, sequence: Sequence) -> None:
+    def _check_keys(self, sequence: Sequence) -> None:
         """Assert that the pages of `sequence` are known by its tokens, if they are known."""
         known = [self.known.key_of(page) for page in sequence.pages]
         full = len(sequence) // self.page_size

@@ -86,8 +86,8 @@ class Scheduler:
         """Record a step that ran.
 
         Args:
-            token_ids: a new token for each of `batch.sampling_sequences`; None aborts a sequence
-                for which none could be sampled.
+            token_ids: a new token for each of `batch.sampling_sequences`; None ends a sequence for
+                which none could be sampled (or computes it anew, see `_fail`).
         """
         for item in batch.items:
             sequence = item.sequence
@@ -96,8 +96,7 @@ class Scheduler:
                 sequence.needs_prompt_logits = False
         for sequence, token_id in zip(batch.sampling_sequences, token_ids, strict=True):
             if token_id is None:
-                self.page_pool.forget(sequence.pages)  # NaN must not spread to who begins alike
-                self.finish(sequence, "abort")
+                self._fail(sequence)
             elif (reason := sequence.append(token_id)) is not None:
                 self.finish(sequence, reason)
 
@@ -106,6 +105,20 @@ class Scheduler:
         while self.running:
             self._preempt(self.running[-1])
         self.page_pool.forget_all()
+
+    def _fail(self, sequence: Sequence) -> None:
+        """End a sequence without logits that are numbers, or compute it anew, by itself.
+
+        Not-a-number spreads backwards: masked keys weigh 0, and 0 * NaN is NaN. So a page of
+        harmless tokens that another sequence has computed may be the cause.
+        """
+        self.page_pool.forget(sequence.pages)
+        if sequence.num_reused_tokens == 0:
+            self.finish(sequence, "abort")
+            return
+        sequence.share_no_pages()
+        self.running.remove(sequence)
+        self._requeue(sequence)
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """End a waiting or running sequence and free its pages."""
@@ -181,6 +194,7 @@ class Scheduler:
         sequence.status = SequenceStatus.RUNNING
         sequence.pages = cached
         sequence.num_computed_tokens = len(cached) * self.page_pool.page_size
+        sequence.num_reused_tokens = sequence.num_computed_tokens
         if sequence.num_cached_tokens is None:
             sequence.num_cached_tokens = sequence.num_computed_tokens
         self.num_started_tokens += len(sequence)
@@ -221,10 +235,14 @@ class Scheduler:
         """Take the pages of the newest running sequence; it is next to run again."""
         assert self.running[-1] is sequence
         self.running.pop()
+        self._requeue(sequence)
+        self.num_preemptions += 1
+
+    def _requeue(self, sequence: Sequence) -> None:
+        """Make a sequence that runs no more the next one to start."""
         self._release_pages(sequence)
         sequence.status = SequenceStatus.WAITING
         self.waiting.appendleft(sequence)
-        self.num_preemptions += 1
 
     def _release_pages(self, sequence: Sequence) -> None:
         self.page_pool.free(sequence.pages)

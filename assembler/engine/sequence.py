@@ -59,6 +59,7 @@ class Sequence:
         self.pages: list[int] = []  # filled by the scheduler
         self.num_computed_tokens = 0  # advanced by the scheduler
         self.num_cached_tokens: int | None = None  # found in the cache when it was first started
+        self.num_reused_tokens = 0  # found there when it was started last
         # Whether the logits after each token of the prompt are wanted (of one sample only); ends
         # when they have been computed.
         self.needs_prompt_logits = params.prompt_logprobs is not None and index == 0
@@ -107,6 +108,10 @@ class Sequence:
     @property
     def is_finished(self) -> bool:
         return self.status is SequenceStatus.FINISHED
+
+    def share_no_pages(self) -> None:
+        """Neither find pages nor let others find its own from now on."""
+        self._page_keys = None
 
     def keys_of_pages(self, count: int, page_size: int) -> list[bytes]:
         """What the first `count` (full) pages are known by; [] if the sequence shares none."""

@@ -143,3 +143,31 @@ def test_nan_of_one_request_never_reaches_another(model):
     for number in range(4):
         assert outputs[f"bad{number}"].error is not None
         assert outputs[f"good{number}"].outputs[0].token_ids == expected
+
+
+@pytest.mark.parametrize("aborted", [False, True])
+def test_nan_does_not_reach_who_shares_its_beginning(model, aborted):
+    """A poisoned prompt spoils pages of harmless tokens before it; others compute them anew."""
+    poison, prompt = VOCAB - 1, [1, 2, 3, 4, 5, 6, 7, 8]
+    params = SamplingParams(temperature=0, max_tokens=10)
+    clean = engine_for(model)
+    clean.add_request("a", [*prompt, 9], params)
+    expected = run(clean)["a"].outputs[0].token_ids
+
+    embedding = model.embed.weight[poison].clone()
+    model.embed.weight[poison] = torch.nan
+    try:
+        engine = engine_for(model, max_num_batched_tokens=14, max_num_seqs=8)
+        engine.add_request("bad", [*prompt, poison, *prompt], params)
+        engine.step()  # all but its end
+        if aborted:
+            engine.abort("bad")
+        for name in ("good", "better"):
+            engine.add_request(name, [*prompt, 9], params)
+        outputs = run(engine)
+    finally:
+        model.embed.weight[poison] = embedding
+    assert engine.stats.num_cached_tokens > 0
+    for name in ("good", "better"):
+        assert outputs[name].error is None and outputs[name].outputs[0].token_ids == expected
+    assert aborted or outputs["bad"].error is not None
