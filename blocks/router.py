@@ -104,10 +104,11 @@ class Router(_LinearRouter):
         scores = logits.softmax(dim=-1) if self.softmax else logits.sigmoid()
         top_k = self.routing.top_k
         if self.selection_bias is None and self.groups is None:
-            weights, chosen = scores.topk(top_k, dim=-1)
+            # Scores grow with the logits, but those of great logits may round to the same number.
+            chosen = logits.topk(top_k, dim=-1).indices
         else:
             chosen = self._preferences(scores).topk(top_k, dim=-1).indices
-            weights = scores.gather(-1, chosen)
+        weights = scores.gather(-1, chosen)
         if self.normalise:
             weights = weights / weights.sum(dim=-1, keepdim=True).clamp(min=self.min_sum)
         return weights if self.scale == 1.0 else weights * self.scale, chosen

@@ -87,6 +87,17 @@ def test_sigmoid_of_the_chosen_logits_is_sigmoid_unnormalised():
     torch.testing.assert_close(weigh_all(*ours(x)), reference(x)[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("scores", ["sigmoid", "softmax"])
+def test_experts_with_the_same_rounded_score_are_told_apart(scores):
+    """Sigmoids of 25 and more are 1.0 in float32, softmaxes far behind the best are 0.0."""
+    logits = torch.arange(25.0, 25.0 + 12 * 200, 200).flip(0).roll(-1)[None]  # the best is the last
+    ours = Router(context(), scores=scores, normalise=False)
+    ours.weight.data.copy_(torch.eye(EXPERTS, HIDDEN))
+    weights, chosen = ours(torch.nn.functional.pad(logits, (0, HIDDEN - EXPERTS)))
+    assert chosen.tolist() == [[11, 0, 1]]
+    assert weights.tolist() == [[1.0, 1.0, 1.0] if scores == "sigmoid" else [1.0, 0.0, 0.0]]
+
+
 @pytest.mark.parametrize("normalise", [True, False])
 def test_sigmoid_with_selection_bias_and_groups(normalise):
     about = {"n_group": 4, "topk_group": 2, "norm_topk_prob": normalise}
