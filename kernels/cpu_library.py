@@ -96,6 +96,12 @@ def _processor() -> str:
 
 
 @cache
+def has_matrix_unit() -> bool:
+    """Whether the processor multiplies bfloat16 matrices by itself (Intel's AMX)."""
+    return "amx_bf16" in _processor().split()
+
+
+@cache
 def thread_team() -> int | None:
     """Address of GOMP_parallel in the OpenMP runtime that torch runs on; None: it has another.
 

@@ -56,6 +56,7 @@ class AttentionFields(ctypes.Structure):
         ("kv_heads", _I),
         ("head_dim", _I),
         ("page_size", _I),
+        ("page_shift", _I),
         ("window", _I),
         ("chunk", _I),
         ("scale", _F),

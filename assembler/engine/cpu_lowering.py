@@ -274,6 +274,7 @@ def _attention(program: Program, block: RopeAttn, x: Value) -> Value:
         kv_heads=block.num_kv_heads,
         head_dim=block.head_dim,
         page_size=keys.shape[1],
+        page_shift=_shift(keys.shape[1]),
         window=options.window or 0,
         chunk=options.chunk or 0,
         scale=options.scale,
@@ -288,6 +289,11 @@ def _attention(program: Program, block: RopeAttn, x: Value) -> Value:
     out = program.value(block.num_heads * block.head_dim)
     program.add(Opcode.ATTEND, qkv, out, attention=attention, **caches)
     return lower_block(program, block.o, out)
+
+
+def _shift(size: int) -> int:
+    """n where size is 2 ** n, else -1."""
+    return size.bit_length() - 1 if size & (size - 1) == 0 else -1
 
 
 def _qk_norm_fields(program: Program, block: RopeAttn) -> dict[str, Any]:

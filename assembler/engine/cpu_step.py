@@ -1,8 +1,9 @@
-"""Steps of few tokens on a CPU: the whole model in one call of the compiled kernels.
+"""Steps on a CPU: the whole model in one call of the compiled kernels.
 
 A decode reads every weight once and does little with it; what a framework adds to each of the many
-small operations then counts as much as they do. The model is lowered to a program
-(`cpu_lowering`), and a step of up to `MAX_ROWS` tokens is one call that allocates nothing.
+small operations then counts as much as they do. A prefill writes large intermediate results, which
+cost page faults and passes over memory. The model is lowered to a program (`cpu_lowering`), and a
+step is one call in memory that is there already.
 """
 
 from __future__ import annotations
@@ -17,9 +18,13 @@ from torch import nn
 from assembler.blocks.context import ForwardContext
 from assembler.engine.cpu_lowering import NotLowered, Program, lower
 from assembler.engine.kv_cache import KVCache
+from assembler.kernels.cpu_library import has_matrix_unit
 from assembler.kernels.cpu_program import Instruction, Step, addresses, can_run, run
 
-MAX_ROWS = 64  # tokens of a step; for more, torch's own products are as fast
+# Tokens of a step; more of them run in torch. Where the processor multiplies matrices by itself
+# (AMX), torch's products of bfloat16 are the faster ones from some 64 rows on.
+MAX_ROWS = 2048
+MAX_ROWS_BESIDE_AMX = 64
 
 _log = logging.getLogger(__name__)
 _SCORES_AT_ONCE = 16  # the lanes that a row of scores is padded to
@@ -33,7 +38,7 @@ class CPUStep:
         self._instructions = (Instruction * len(program.instructions))(*program.instructions)
         with torch.inference_mode(False):
             self._workspace = torch.empty(program.size, dtype=program.dtype)
-            self._logits = torch.empty(program.max_rows, program.vocab_size, dtype=program.dtype)
+            self._logits = torch.empty(0, program.vocab_size, dtype=program.dtype)
             self._every_row = torch.arange(program.max_rows)
             self._rows = torch.arange(program.max_rows, dtype=torch.int32)
         self._scratch = torch.empty(0)
@@ -51,6 +56,7 @@ class CPUStep:
         scratch = self._scratch_of(threads * self._heads * context)
         wanted = self._every_row if ctx.logit_rows is None else ctx.logit_rows
         num_wanted = len(input_ids) if ctx.logit_rows is None else len(wanted)
+        logits = self._logits_of(num_wanted)
         tables = [rope(ctx, program.dtype) for rope in program.ropes]
         cosines, sines = (addresses([table[side] for table in tables]) for side in (0, 1))
         sequence_of = self._sequences(ctx)
@@ -58,7 +64,7 @@ class CPUStep:
             program=self._instructions,
             length=len(self._instructions),
             workspace=self._workspace.data_ptr(),
-            logits=self._logits.data_ptr(),
+            logits=logits.data_ptr(),
             scratch=scratch.data_ptr(),
             scratch_size=self._heads * context,
             rows=len(input_ids),
@@ -76,7 +82,7 @@ class CPUStep:
             sines=addressof(sines),
         )
         run(step, program.dtype)
-        return self._logits[:num_wanted]
+        return logits
 
     def _sequences(self, ctx: ForwardContext) -> torch.Tensor:
         """[T] int32: which sequence each token belongs to."""
@@ -84,6 +90,13 @@ class CPUStep:
             return self._rows
         lengths = ctx.paged.cu_seqlens_q.diff()
         return torch.repeat_interleave(self._rows[: len(lengths)], lengths)
+
+    def _logits_of(self, rows: int) -> torch.Tensor:
+        """[rows, vocab], in memory that is kept for the most rows there have been."""
+        if len(self._logits) < rows:
+            with torch.inference_mode(False):
+                self._logits = self._logits.new_empty(rows, self.program.vocab_size)
+        return self._logits[:rows]
 
     def _scratch_of(self, size: int) -> torch.Tensor:
         """Memory for `size` scores, which grows by powers of two as contexts grow."""
@@ -93,6 +106,11 @@ class CPUStep:
         return self._scratch
 
 
+def max_rows(dtype: torch.dtype) -> int:
+    """The tokens of a step up to which our products are about as fast as torch's, or faster."""
+    return MAX_ROWS_BESIDE_AMX if dtype == torch.bfloat16 and has_matrix_unit() else MAX_ROWS
+
+
 def cpu_step(
     model: nn.Module, caches: Sequence[KVCache], device: torch.device, dtype: torch.dtype
 ) -> CPUStep | None:
@@ -100,8 +118,8 @@ def cpu_step(
     if device.type != "cpu":
         return None
     try:
-        program = lower(model, caches, MAX_ROWS, dtype)
+        program = lower(model, caches, max_rows(dtype), dtype)
     except NotLowered as reason:
-        _log.info("decodes run in torch: there is no CPU kernel for %s", reason)
+        _log.info("steps run in torch: there is no CPU kernel for %s", reason)
         return None
     return CPUStep(program) if can_run(dtype) else None

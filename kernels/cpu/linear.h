@@ -32,8 +32,10 @@ struct Dot<bf16> {  // pairs of bfloat16, multiplied and added by one instructio
 };
 #endif
 
+typedef float vec4 __attribute__((vector_size(16)));
+
 // The totals of four vectors.
-static inline void four_totals(vec a, vec b, vec c, vec d, float* out) {
+static inline vec4 four_totals(vec a, vec b, vec c, vec d) {
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
     __m512 A = (__m512)a, B = (__m512)b, C = (__m512)c, D = (__m512)d;
     __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(A, B), _mm512_unpackhi_ps(A, B));
@@ -41,12 +43,22 @@ static inline void four_totals(vec a, vec b, vec c, vec d, float* out) {
     __m512d lo = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
     __m512d hi = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
     __m512 sums = _mm512_add_ps(_mm512_castpd_ps(lo), _mm512_castpd_ps(hi));
-    __m256 half =
-        _mm256_add_ps(_mm512_castps512_ps256(sums), _mm512_extractf32x8_ps(sums, 1));
-    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+    __m256 half = _mm256_add_ps(_mm512_castps512_ps256(sums), _mm512_extractf32x8_ps(sums, 1));
+    return (vec4)_mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 #else
-    out[0] = total(a), out[1] = total(b), out[2] = total(c), out[3] = total(d);
+    return vec4{total(a), total(b), total(c), total(d)};
 #endif
+}
+
+static inline void put_four(float* p, vec4 x) { memcpy(p, &x, sizeof x); }
+static inline void put_four(bf16* p, vec4 x) {  // as `put` does
+    typedef uint32_t uvec4 __attribute__((vector_size(16)));
+    typedef uint16_t half4 __attribute__((vector_size(8)));
+    uvec4 bits = (uvec4)x;
+    uvec4 even = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    uvec4 nan = (uvec4)((bits & 0x7fffffff) > 0x7f800000);
+    half4 half = __builtin_convertvector((even & ~nan) | (nan & 0x7fc0), half4);
+    memcpy(p, &half, sizeof half);
 }
 
 constexpr int TILE_ROWS = 6;      // of x
@@ -86,10 +98,10 @@ static inline void linear_tile(const T* x, const T* w, const T* bias, T* y, int6
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 2
         for (int f = 0; f < FEATURES; f += 4) {
-            float out[4];
-            four_totals(sum[r][f], sum[r][f + 1], sum[r][f + 2], sum[r][f + 3], out);
-            for (int j = 0; j < 4; ++j)
-                put(y + r * n + f + j, bias ? out[j] + to_float(bias[f + j]) : out[j]);
+            vec4 out = four_totals(sum[r][f], sum[r][f + 1], sum[r][f + 2], sum[r][f + 3]);
+            if (bias)
+                for (int j = 0; j < 4; ++j) out[j] += to_float(bias[f + j]);
+            put_four(y + r * n + f, out);
         }
 }
 
@@ -102,9 +114,8 @@ static void linear_single(const T* x, const T* w, const T* bias, T* y, int64_t k
     for (; i + D::STEP <= k; i += D::STEP) sum = D::add(sum, D::read(x + i), D::read(w + i));
     if (i < k)
         sum = D::add(sum, D::read_first(x + i, (int)(k - i)), D::read_first(w + i, (int)(k - i)));
-    float out[4];
-    four_totals(sum, vec{}, vec{}, vec{}, out);
-    put(y, bias ? out[0] + to_float(*bias) : out[0]);
+    float out = four_totals(sum, vec{}, vec{}, vec{})[0];
+    put(y, bias ? out + to_float(*bias) : out);
 }
 
 template <typename T, int ROWS>

@@ -64,9 +64,7 @@ struct Machine {
         int64_t share = i.n / (step.threads * 8);
         return std::min<int64_t>(256, std::max<int64_t>(16, share / 8 * 8));
     }
-    bool by_head(const Instruction& i) const {
-        return step.rows * i.attention.kv_heads < 4 * step.threads;
-    }
+    bool by_head() const { return step.rows < 4 * step.threads; }
 
     int64_t pieces(const Instruction& i) const {
         if (i.opcode == LINEAR) {
@@ -74,8 +72,12 @@ struct Machine {
             return (i.n + size - 1) / size;
         }
         if (i.opcode == ATTEND)
-            return step.rows * (by_head(i) ? i.attention.heads : i.attention.kv_heads);
-        return rows_of(i);
+            return step.rows * (by_head() ? i.attention.heads : 1);
+        int64_t size = rows_at_once(i);
+        return (rows_of(i) + size - 1) / size;
+    }
+    int64_t rows_at_once(const Instruction& i) const {
+        return std::min<int64_t>(16, rows_of(i) / (step.threads * 8) + 1);
     }
 
     void run() {
@@ -101,17 +103,18 @@ struct Machine {
         } else if (i.opcode == ATTEND) {
             attend_piece(i, piece, scratch);
         } else {
-            row(i, piece);
+            int64_t size = rows_at_once(i), last = std::min(rows_of(i), (piece + 1) * size);
+            for (int64_t r = piece * size; r < last; ++r) row(i, r);
         }
     }
 
     void attend_piece(const Instruction& i, int64_t piece, float* scratch) const {
         const Attention& a = i.attention;
-        int64_t group = by_head(i) ? 1 : a.heads / a.kv_heads, groups = a.heads / group;
-        int64_t r = piece / groups, head = piece % groups * group;
+        int64_t count = by_head() ? 1 : a.heads, groups = a.heads / count;
+        int64_t r = piece / groups, head = piece % groups * count;
         const int32_t* pages = step.page_table + step.sequence_of[r] * step.page_table_width;
         attend<T>(a, at(i.in) + r * i.k + head * a.head_dim, (const T*)i.keys, (const T*)i.values,
-                  pages, step.positions[r], head, group, at(i.out) + r * i.n + head * a.head_dim,
+                  pages, step.positions[r], head, count, at(i.out) + r * i.n + head * a.head_dim,
                   scratch, step.max_context);
     }
 
