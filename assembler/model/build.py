@@ -21,8 +21,9 @@ from assembler.model.names import LAYER_INDEX, LAYERS, LOGITS, TOKENS
 from assembler.model.places import block_places, located_wiring
 from assembler.model.registry import BlockRegistry, BlockSpec, default_registry
 from assembler.model.rewrites import ModelGraphs, apply_rewrites
+from assembler.model.scope import Callee, Scope
 from assembler.model.spec import ModelSpec
-from assembler.model.wiring import Callee, Scope, parse_wiring
+from assembler.model.wiring import parse_wiring
 
 
 def build_model(

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from assembler.blocks.functions import FUNCTIONS
 from assembler.errors import SpecError, WiringError, did_you_mean
@@ -24,9 +23,9 @@ from assembler.model.equations import (
     Node,
     Scalar,
     Stream,
-    streams_of,
 )
 from assembler.model.names import LAYERS, stream_name_problem
+from assembler.model.scope import Scope, left_undone, used_in_vain
 
 # Functions that take a stream, with the number of their arguments; the others take numbers only.
 TENSOR_FUNCTIONS = {
@@ -35,26 +34,6 @@ TENSOR_FUNCTIONS = {
     if function not in (min, max)
 }
 _TENSOR_OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div)
-
-
-@dataclass(frozen=True)
-class Callee:
-    """A block as equations see it."""
-
-    takes: int  # streams it is called with
-    caches: bool  # it keeps keys and values, of one call a layer
-    where: str  # file:line of its entry
-
-
-@dataclass(frozen=True)
-class Scope:
-    """The names equations of one place may use."""
-
-    inputs: tuple[str, ...]  # streams that exist before the first line
-    outputs: tuple[str, ...]  # streams that must exist after the last
-    blocks: Mapping[str, Callee]
-    numbers: tuple[str, ...]  # names of scalars
-    layers: int = 0  # how many streams `layers(...)` takes and gives; 0: it is no name here
 
 
 def parse_wiring(lines: Sequence[str], where: Sequence[str], scope: Scope) -> tuple[Equation, ...]:
@@ -77,45 +56,13 @@ def parse_wiring(lines: Sequence[str], where: Sequence[str], scope: Scope) -> tu
         except WiringError as error:
             findings.append(f"{place}: {error} (in '{expressions.shortened(line)}')")
     if not findings:
-        findings = [*_unused(equations, scope, parser), *_unset(scope, parser, where)]
+        findings = [
+            *used_in_vain(equations, scope, parser.called),
+            *left_undone(scope, parser.called, parser.streams, where),
+        ]
     if findings:
         raise WiringError("\n".join(findings))
     return tuple(equations)
-
-
-def _unused(equations: Sequence[Equation], scope: Scope, parser: _LineParser) -> Iterator[str]:
-    """What is declared or computed in vain, which would hide a mistake."""
-    for name, block in scope.blocks.items():
-        if name not in parser.called:
-            yield f"{block.where}: block '{name}' is declared but no equation calls it"
-    for number, equation in enumerate(equations):
-        for name in equation.targets:
-            later = _first_mention(name, equations[number + 1 :])
-            unused = later == "set" or (later is None and name not in scope.outputs)
-            if unused and len(equation.targets) == 1:  # layers(...) gives all it has
-                yield (
-                    f"{equation.where}: '{name}' is set and then not used "
-                    f"(in '{expressions.shortened(equation.text)}')"
-                )
-
-
-def _first_mention(name: str, equations: Sequence[Equation]) -> str | None:
-    """Whether `equations` first read a stream or first set it anew; None if they do neither."""
-    for equation in equations:
-        if name in streams_of(equation.value):
-            return "read"
-        if name in equation.targets:
-            return "set"
-    return None
-
-
-def _unset(scope: Scope, parser: _LineParser, where: Sequence[str]) -> Iterator[str]:
-    place = where[-1] if where else "wiring"
-    for name in scope.outputs:
-        if name not in parser.streams:
-            yield f"{place}: no equation up to here sets '{name}'"
-    if scope.layers and LAYERS not in parser.called:
-        yield f"{place}: no equation up to here calls layers(...)"
 
 
 class _LineParser:

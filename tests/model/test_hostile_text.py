@@ -18,7 +18,8 @@ from toy_confs import Workspace
 
 from assembler.errors import SpecError
 from assembler.model import expressions
-from assembler.model.wiring import Callee, Scope, parse_wiring
+from assembler.model.scope import Callee, Scope
+from assembler.model.wiring import parse_wiring
 
 TOUCH = "__import__('pathlib').Path('touched').touch()"
 ATTACKS = [

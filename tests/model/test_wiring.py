@@ -7,7 +7,7 @@ from toy_confs import Workspace, changed
 
 from assembler.errors import SpecError, WiringError
 from assembler.model.equations import Binary, Call, Equation, Scalar, Stream
-from assembler.model.wiring import Callee, Scope
+from assembler.model.scope import Callee, Scope
 from assembler.model.wiring import parse_wiring as parse
 
 BLOCKS = {
