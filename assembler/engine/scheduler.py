@@ -106,20 +106,6 @@ class Scheduler:
             self._preempt(self.running[-1])
         self.page_pool.forget_all()
 
-    def _fail(self, sequence: Sequence) -> None:
-        """End a sequence without logits that are numbers, or compute it anew, by itself.
-
-        Not-a-number spreads backwards: masked keys weigh 0, and 0 * NaN is NaN. So a page of
-        harmless tokens that another sequence has computed may be the cause.
-        """
-        self.page_pool.forget(sequence.pages)
-        if sequence.num_reused_tokens == 0:
-            self.finish(sequence, "abort")
-            return
-        sequence.share_no_pages()
-        self.running.remove(sequence)
-        self._requeue(sequence)
-
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """End a waiting or running sequence and free its pages."""
         assert not sequence.is_finished, sequence
@@ -136,6 +122,20 @@ class Scheduler:
         assert all(s.status is SequenceStatus.RUNNING for s in self.running)
         assert all(s.status is SequenceStatus.WAITING and not s.pages for s in self.waiting)
         self.page_pool.check_integrity(self.running)
+
+    def _fail(self, sequence: Sequence) -> None:
+        """End a sequence without logits that are numbers, or compute it anew, by itself.
+
+        Not-a-number spreads backwards: masked keys weigh 0, and 0 * NaN is NaN. So a page of
+        harmless tokens that another sequence has computed may be the cause.
+        """
+        self.page_pool.forget(sequence.pages)
+        if sequence.num_reused_tokens == 0:
+            self.finish(sequence, "abort")
+            return
+        sequence.share_no_pages()
+        self.running.remove(sequence)
+        self._requeue(sequence)
 
     def _schedule_running(self, items: list[ScheduledSequence]) -> int:
         """Schedule the running sequences, oldest first; return the budget that is left."""
