@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from assembler.errors import did_you_mean
@@ -62,7 +62,7 @@ def match_rules(weight_map: WeightMap, model: ModelParameters) -> Matched:
             misfits.add(slot.name)
         elif slot.tied_to is None:
             issues.append(_no_rule(slot, weight_map))
-    issues += _idle_rules(weight_map.rules, applied, model)
+    issues += _idle_rules(weight_map, applied, model)
     return Matched(ways, misfits, issues, dtypes)
 
 
@@ -91,10 +91,12 @@ def _no_rule(slot: ParameterSlot, weight_map: WeightMap) -> Issue:
 
 
 def _idle_rules(
-    rules: Iterable[Rule], applied: set[int], model: ModelParameters
+    weight_map: WeightMap, applied: set[int], model: ModelParameters
 ) -> Iterator[Issue]:
     """Rules that fill nothing: the model lacks the name, or nothing is left there to fill."""
-    idle = [rule for rule in rules if id(rule) not in applied and not rule.optional]
+    idle = [rule for rule in weight_map.rules if id(rule) not in applied and not rule.optional]
+    own_file = display_path(weight_map.files[0])
+    taken_back = f"The rule is inherited: null in {own_file} takes it back."
     if not idle:
         return
     paths: PatternTree[Rule] = PatternTree()
@@ -104,9 +106,10 @@ def _idle_rules(
     owners = {_general(name) for slot in model.slots.values() for name in (slot.module, slot.name)}
     for rule in idle:
         subject = rule.target.text
+        inherited = not rule.where.startswith(f"{own_file}:")
         if id(rule) not in there:
             message = "the model has no such module or parameter"
-            hint = did_you_mean(subject, owners)
+            hint = taken_back if inherited else did_you_mean(subject, owners)
             if not hint:
                 hint = " Mark the rule `optional: true` if only some models of the family have it."
             yield Issue("unknown_target", subject, message, (), rule.where, hint)
@@ -116,7 +119,7 @@ def _idle_rules(
             hint = f"Name what is inside it: {', '.join(inside[:4])}." if inside else ""
             if subject in owners:
                 message = "the rule moves nothing: rules for its parameters take them all"
-                hint = "Delete the rule."
+                hint = taken_back if inherited else "Delete the rule."
             yield Issue("dead_rule", subject, message, (), rule.where, hint)
 
 

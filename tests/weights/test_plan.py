@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -221,3 +222,20 @@ def test_a_tied_head_is_read_like_the_embedding(head: str, fits: bool, tmp_path:
     assert kinds(plan) == ([] if fits else [("map", "lm_head.weight")])
     assert len(plan.ties) == fits
     assert not make_plan(tmp_path, drop("lm_head.weight"), text, tied=True).errors
+
+
+@pytest.mark.parametrize(
+    ("inherited", "own", "kind"),
+    [
+        ("", "norm.weight: model.norm.weight", "dead_rule"),
+        ("  adapter: model.adapter\n", "", "unknown_target"),
+    ],
+)
+def test_an_inherited_rule_is_taken_back_by_the_map_that_inherits(
+    inherited: str, own: str, kind: str, tmp_path: Path
+):
+    write_map(tmp_path, MAP.replace("tp:", f"{inherited}tp:"), "base")
+    mine = write_map(tmp_path, f"extends: base\nweights: {{{own}}}\n", "mine")
+    (finding,) = plan_load(mine, decoder(), save(tmp_path, tensors())).findings
+    assert finding.kind == kind and "base.yaml:" in str(finding.where)
+    assert re.search(r"inherited: null in .*mine\.yaml takes it back", finding.hint)
