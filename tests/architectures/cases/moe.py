@@ -80,6 +80,9 @@ _DBRX = {
 _DBRX_EXPERTS = {"ffn_hidden_size": 40, "moe_num_experts": 5, "moe_top_k": 2}
 _DBRX_ATTENTION = {"kv_n_heads": 2, "rope_theta": 100.0}
 
+_BASES = [0, 100.0, 300.0, 50.0, 100.0]
+_LISTED = ["sliding_attention", "full_attention"] * 2 + ["sliding_attention"]
+
 _mixtral = family("mixtral", "MixtralConfig", {**WIDE, **_LOCAL})
 _qwen2_moe = family("qwen2_moe", "Qwen2MoeConfig", {**NARROW, **_NARROW_EXPERTS, **_SHARED})
 _qwen3_moe = family("qwen3_moe", "Qwen3MoeConfig", {**NARROW, **_NARROW_EXPERTS})
@@ -88,6 +91,11 @@ _flex_olmo = family("flex_olmo", "FlexOlmoConfig", {**NARROW, **_NAMED, **_PLAIN
 _granite = family("granitemoe", "GraniteMoeConfig", {**NARROW, **_LOCAL, **_MULTIPLIERS})
 _granite_shared = family(
     "granitemoeshared", "GraniteMoeSharedConfig", {**NARROW, **_LOCAL, **_MULTIPLIERS}
+)
+_granite_swa = family(
+    "granitemoe_swa",
+    "GraniteMoeSWAConfig",
+    {**NARROW, **_LOCAL, **_MULTIPLIERS, "num_hidden_layers": 5, "sliding_window": WINDOW},
 )
 _phimoe = family("phimoe", "PhimoeConfig", {**NARROW, **_LOCAL})
 _dbrx = family("dbrx", "DbrxConfig", _DBRX)
@@ -140,6 +148,22 @@ CASES: tuple[Case, ...] = (
     _granite("biases", {"attention_bias": True, "num_experts_per_tok": 3}),
     _granite_shared("shared", {"shared_intermediate_size": 36, **rope()}),
     _granite_shared("routed-only", TIED),
+    _granite_swa(
+        "bases-shared",
+        {
+            "layer_rope_theta": _BASES,
+            "shared_intermediate_size": 36,
+            "attention_bias": True,
+            **rope(),
+        },
+        hub={"layer_rope_theta": _BASES},
+    ),
+    _granite_swa(
+        "listed-tied",
+        {"layer_types": _LISTED, **TIED, **rope()},
+        hub={"layer_types": _LISTED},
+        hub_lacks=("layer_rope_theta",),
+    ),
     _phimoe(
         "window-biases",
         {"sliding_window": WINDOW, "attention_bias": True, "lm_head_bias": True, **rope()},
