@@ -27,7 +27,7 @@ ALLOWED_MODULES = {
     ("assembler.weights", "assembler.blocks"): {"parallel"},
     ("assembler.model", "assembler.weights"): {"yaml_marks"},
 }
-COMMANDS = ("generate", "coverage", "explain", "schema", "verify")
+COMMANDS = ("generate", "bench", "coverage", "explain", "schema", "verify")
 
 
 def _sources() -> Iterator[tuple[str, Path]]:
