@@ -170,7 +170,7 @@ def test_mmap_true_refuses_when_nothing_can_stay(llama: Path):
 
 
 def test_llm_passes_it_on(llama: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("assembler.llm._tokenizer", lambda assembly: None)
+    monkeypatch.setattr("assembler.llm.checkpoint_tokenizer", lambda assembly: None)
     with pytest.raises(OptionError, match="mmap=true: no parameter"):
         LLM(llama, dtype="bfloat16", mmap=True)
     assert LLMOptions(mmap=False).mmap is False and LLMOptions().mmap == "auto"
