@@ -23,6 +23,8 @@ _BOTH_TURN = rope_of_each_kind(mrope_section=[2, 2, 2])
 
 _cohere = family("cohere", "CohereConfig", {**_LAYER_NORMS, **_TOKENS, "logit_scale": 0.3})
 _nanochat = family("nanochat", "NanoChatConfig", {**NARROW, **_TOKENS})
+_apertus = family("apertus", "ApertusConfig", {**NARROW, **_TOKENS})
+_bitnet = family("bitnet", "BitNetConfig", {**NARROW, **_TOKENS})
 _jais2 = family("jais2", "Jais2Config", {**_LAYER_NORMS, **_TOKENS})
 _WINDOWS = {**_LAYER_NORMS, **_TOKENS, "num_hidden_layers": 4, "sliding_window": WINDOW}
 _COMPASS = {**_WINDOWS, "layer_types": _LAYER_TYPES}
@@ -32,6 +34,8 @@ _stablelm = family("stablelm", "StableLmConfig", {**_LAYER_NORMS, **_TOKENS, "hi
 _compass = family("cohere_compass", "CohereCompassTextConfig", _COMPASS)
 
 CASES: tuple[Case, ...] = (
+    _apertus("biases", {"attention_bias": True}),
+    _bitnet("tied", TIED),
     _cohere("tied", rope()),
     _cohere("qk-norms-biases", {"use_qk_norm": True, "attention_bias": True, **UNTIED}),
     _cohere2(
