@@ -34,7 +34,7 @@ _stablelm = family("stablelm", "StableLmConfig", {**_LAYER_NORMS, **_TOKENS, "hi
 _compass = family("cohere_compass", "CohereCompassTextConfig", _COMPASS)
 
 CASES: tuple[Case, ...] = (
-    _apertus("biases", {"attention_bias": True}),
+    _apertus("biases", {"attention_bias": True, **rope()}),
     _bitnet("tied", TIED),
     _cohere("tied", rope()),
     _cohere("qk-norms-biases", {"use_qk_norm": True, "attention_bias": True, **UNTIED}),
