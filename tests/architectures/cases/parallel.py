@@ -23,6 +23,7 @@ _BOTH_TURN = rope_of_each_kind(mrope_section=[2, 2, 2])
 
 _cohere = family("cohere", "CohereConfig", {**_LAYER_NORMS, **_TOKENS, "logit_scale": 0.3})
 _nanochat = family("nanochat", "NanoChatConfig", {**NARROW, **_TOKENS})
+_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
 _apertus = family("apertus", "ApertusConfig", {**NARROW, **_TOKENS})
 _bitnet = family("bitnet", "BitNetConfig", {**NARROW, **_TOKENS})
 _jais2 = family("jais2", "Jais2Config", {**_LAYER_NORMS, **_TOKENS})
@@ -34,7 +35,7 @@ _stablelm = family("stablelm", "StableLmConfig", {**_LAYER_NORMS, **_TOKENS, "hi
 _compass = family("cohere_compass", "CohereCompassTextConfig", _COMPASS)
 
 CASES: tuple[Case, ...] = (
-    _apertus("biases", {"attention_bias": True, **rope()}),
+    _apertus("biases", {"attention_bias": True, **rope("llama3", factor=8.0, **_LLAMA3)}),
     _bitnet("tied", TIED),
     _cohere("tied", rope()),
     _cohere("qk-norms-biases", {"use_qk_norm": True, "attention_bias": True, **UNTIED}),
