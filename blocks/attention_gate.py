@@ -20,6 +20,9 @@ GateSpec: TypeAlias = Annotated[Any, BlockRole("gate")]
 class OutputGate(nn.Module):
     """activation(proj(x)) times the heads' outputs, before they are projected (Qiu et al., 2025).
 
+    The forms that were published and compared there: a gate for each channel or one for each head.
+    AFMoE has the first.
+
     Args:
         per: What has a gate of its own: each "channel" of each head, or each "head" as a whole.
         activation: What makes a gate of the projection: "sigmoid" or "softplus".
