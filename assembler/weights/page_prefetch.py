@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from itertools import groupby
 from pathlib import Path
 
 from assembler.weights.tensor_info import TensorInfo
@@ -32,6 +33,8 @@ class PagePrefetch:
 
     def __init__(self, infos: Iterable[TensorInfo], threads: int) -> None:
         chunks = list(_chunks(infos)) if _NOWAIT else []
+        if _seem_resident(chunks):  # threads with nothing to do would only hold up this one
+            chunks = []
         self._chunks = iter(chunks)
         self._lock = threading.Lock()
         self._stopped = False
@@ -88,11 +91,26 @@ def _cut(file: Path | None, start: int, end: int) -> Iterator[tuple[Path, int, i
             yield file, at, min(at + CHUNK_BYTES, end)
 
 
-def _is_resident(descriptor: int, start: int, stop: int) -> bool:
+def _seem_resident(chunks: Iterable[tuple[Path, int, int]]) -> bool:
+    """Whether one byte of every chunk can be read without waiting; a file that fails cannot."""
+    try:
+        for file, group in groupby(chunks, key=lambda chunk: chunk[0]):
+            descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if not all(_is_resident(descriptor, at, at + 1, probes=0) for _, at, _ in group):
+                    return False
+            finally:
+                os.close(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+def _is_resident(descriptor: int, start: int, stop: int, probes: int = PROBES) -> bool:
     """Whether a sample of the bytes can be read without waiting for a disk."""
     byte = bytearray(1)
-    for n in range(PROBES + 1):
-        at = start + (stop - 1 - start) * n // PROBES
+    for n in range(probes + 1):
+        at = start + (stop - 1 - start) * n // max(probes, 1)
         try:
             if os.preadv(descriptor, [byte], at, _NOWAIT) == 0:
                 return True  # the file has become shorter: there is nothing to fetch

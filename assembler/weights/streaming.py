@@ -49,6 +49,9 @@ def stream_pieces(
         CheckpointError: names the file and the tensor of the first failure. No thread is left
             running then.
     """
+    pieces = list(pieces)
+    if not pieces:
+        return
     device = next((p.device for p in parameters.values()), torch.device("cpu"))
     reports: SimpleQueue[Report] = SimpleQueue()
     jobs = _JobQueue(pieces, parameters)

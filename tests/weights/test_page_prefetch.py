@@ -61,8 +61,26 @@ def test_what_is_in_memory_is_not_read_again(tensor, monkeypatch: pytest.MonkeyP
         return 1
 
     monkeypatch.setattr(os, "preadv", cached)
-    PagePrefetch([tensor(0, 1000)], threads=1).wait()
-    assert set(flags) == {os.RWF_NOWAIT}
+    prefetch = PagePrefetch([tensor(0, 1000)], threads=1)
+    assert prefetch._threads == []
+    assert flags == [os.RWF_NOWAIT]  # of one chunk
+
+
+def test_one_chunk_that_is_not_in_memory_is_fetched(tensor, monkeypatch: pytest.MonkeyPatch):
+    read: list[int] = []
+    preadv = os.preadv
+
+    def partly(descriptor: int, buffers: list[memoryview], at: int, flag: int = 0) -> int:
+        if flag and 300 <= at < 400:
+            raise BlockingIOError
+        if not flag:
+            read.append(at)
+        return preadv(descriptor, buffers, at)
+
+    monkeypatch.setattr(os, "preadv", partly)
+    monkeypatch.setattr(page_prefetch, "CHUNK_BYTES", 100)
+    PagePrefetch([tensor(0, 1000)], threads=2).wait()
+    assert read == [300]
 
 
 def test_nothing_to_fetch_starts_no_thread(reads):
