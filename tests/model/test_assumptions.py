@@ -44,4 +44,6 @@ def test_a_shipped_conf_refuses_what_it_does_not_compute() -> None:
 
 @pytest.mark.parametrize("conf", ["gpt2", "gptj"])
 def test_a_flag_that_is_off_is_covered_where_it_is_inherited(conf: str) -> None:
-    load_spec(conf, GPT2 | {"rotary_dim": 4, "add_cross_attention": False})
+    config = GPT2 | {"rotary_dim": 4}
+    silent, off = (load_spec(conf, config | flag) for flag in ({}, {"add_cross_attention": False}))
+    assert off == silent
