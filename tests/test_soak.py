@@ -127,6 +127,7 @@ def test_every_request_ends_as_it_should(prefix_caching: bool, num_requests: int
         max_num_seqs=10,
         max_num_batched_tokens=40,
         enable_prefix_caching=prefix_caching,
+        seed=0,
     )
     with torch.no_grad():
         llm.model.embed.weight[POISON] = torch.nan

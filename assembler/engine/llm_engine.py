@@ -169,9 +169,8 @@ class LLMEngine:
         try:
             if sequence.finish_reason == "abort":
                 sample.finish()
-                request.error = RequestError(
-                    f"request {sequence.request_id!r}: {sequence.sampling.failure}"
-                )
+                message = f"request {sequence.request_id!r}: {sequence.sampling.failure}"
+                self._end_with(request, RequestError(message))
             elif sequence.finish_reason == "stop":
                 sample.add_stop_token(sequence.token_ids[-1])
                 sample.finish()
@@ -191,14 +190,19 @@ class LLMEngine:
 
     def _fail(self, request: Request, error: Exception) -> None:
         """End `request` because of an exception in its own text."""
+        failure = RequestError(
+            f"request {request.request_id!r} failed: {type(error).__name__}: {error}"
+        )
+        failure.__cause__ = error
+        self._end_with(request, failure)
+
+    def _end_with(self, request: Request, error: RequestError) -> None:
+        """End all samples of `request` now: one that waits for pages would fail only later."""
         for sample in request.samples:
             if not sample.sequence.is_finished:
                 self.scheduler.finish(sample.sequence, "abort")
             sample.sequence.finish_reason = "abort"
-        request.error = RequestError(
-            f"request {request.request_id!r} failed: {type(error).__name__}: {error}"
-        )
-        request.error.__cause__ = error
+        request.error = error
 
     def _count(self, batch: ScheduledBatch, seconds: float) -> None:
         """Add a step to the statistics."""

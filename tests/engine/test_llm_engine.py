@@ -159,6 +159,17 @@ def test_nan_logits_fail_one_request_and_the_engine_lives_on():
     assert run(engine)["bad"].outputs[0].token_ids == [1]
 
 
+def test_a_failing_sample_ends_the_samples_that_wait():
+    """Alone it would be an unfinished request with an error, until the others get pages again."""
+    engine = make_engine(ScriptedModel([1, 2, 3, 4, None, 6]), num_pages=3, page_size=2)
+    engine.add_request("bad", [1, 1, 1], SamplingParams(n=2, max_tokens=3))
+    ends = [output for _ in range(20) for output in engine.step() if output.error is not None]
+    assert [output.finished for output in ends] == [True]
+    assert [sample.finish_reason for sample in ends[0].outputs] == ["abort", "abort"]
+    assert engine.scheduler.num_preemptions and engine.is_finished()
+    engine.check_integrity()
+
+
 def test_a_model_that_raises_changes_no_request():
     class Flaky(MemoryModel):
         def forward(self, input_ids, ctx):
