@@ -16,17 +16,16 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 import torch
 from pydantic import Field
 from torch import nn
-from torch.nn import functional as F
 
 from assembler.blocks.context import BuildContext
 from assembler.blocks.parallel import ShardDim
 from assembler.blocks.roles import BlockRole
 from assembler.errors import SpecError
+from assembler.kernels.norms import NormResult, layer_norm, rms_norm
+from assembler.kernels.norms_torch import weigh_layer, weigh_rms
 
 NormSpec: TypeAlias = Annotated[Any, BlockRole("norm")]
 """A field that holds a norm block, e.g. `{block: RMSNorm, eps: 1.0e-6}`."""
-
-NormResult: TypeAlias = "torch.Tensor | tuple[torch.Tensor, torch.Tensor]"
 
 
 class _Norm(nn.Module):
@@ -57,11 +56,12 @@ class _Norm(nn.Module):
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> NormResult:
         """[..., width] -> the same shape, or with a residual the pair (normed sum, sum)."""
-        normalise = self._normalise_share if self.split else self._normalise
+        if not self.split:
+            return self._normalise(x, residual)
         if residual is None:
-            return normalise(x)
+            return self._normalise_share(x)
         total = residual + x
-        return normalise(total), total
+        return self._normalise_share(total), total
 
     def shard_dims(self) -> dict[str, ShardDim]:
         """Every rank holds all of it, or its rows of the stream, or its heads."""
@@ -102,33 +102,13 @@ class RMSNorm(_Norm):
     ) -> None:
         super().__init__(ctx, eps, offset, weight=weight, bias=False)
 
-    def _normalise(self, x: torch.Tensor) -> torch.Tensor:
-        if self.weight is None:
-            return F.rms_norm(x, self.shape, None, self.eps)
-        if self.heads is not None or (self.offset == 0 and x.dtype != torch.float32):
-            return self._weigh(F.rms_norm(self._wide(x), self.shape, None, self.eps), x)
-        if self.offset:
-            weight = self.weight.float() + self.offset
-            return F.rms_norm(x.float(), self.shape, weight, self.eps).type_as(x)
-        # No cast between the two steps, so one call does both.
-        return F.rms_norm(x, self.shape, self.weight, self.eps)
+    def _normalise(self, x: torch.Tensor, residual: torch.Tensor | None) -> NormResult:
+        return rms_norm(x, residual, self.weight, self.eps, self.offset)
 
     def _normalise_share(self, x: torch.Tensor) -> torch.Tensor:
         wide = x.float()
         normed = wide * torch.rsqrt(self.tp.mean(wide.square(), self.part) + self.eps)
-        return self._weigh(normed, x)
-
-    def _wide(self, x: torch.Tensor) -> torch.Tensor:
-        """x in the dtype in which the weight multiplies it."""
-        return x.float() if self.offset else x
-
-    def _weigh(self, normed: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """`normed` times the weight, if there is one, in the dtype of x."""
-        if self.weight is None:
-            return normed.type_as(x)
-        if self.offset:
-            return (normed * (self.weight.float() + self.offset)).type_as(x)
-        return normed.type_as(x) * self.weight
+        return weigh_rms(normed, self.weight, self.offset, x.dtype)
 
 
 class LayerNorm(_Norm):
@@ -154,22 +134,12 @@ class LayerNorm(_Norm):
     ) -> None:
         super().__init__(ctx, eps, offset, weight=weight, bias=bias)
 
-    def _normalise(self, x: torch.Tensor) -> torch.Tensor:
-        if self.heads is not None:
-            return self._weigh(F.layer_norm(x.float(), self.shape, None, None, self.eps), x)
-        return F.layer_norm(x, self.shape, self._offset_weight(), self.bias, self.eps)
+    def _normalise(self, x: torch.Tensor, residual: torch.Tensor | None) -> NormResult:
+        return layer_norm(x, residual, self.weight, self.bias, self.eps, self.offset)
 
     def _normalise_share(self, x: torch.Tensor) -> torch.Tensor:
         wide = x.float()
         centred = wide - self.tp.mean(wide, self.part)
         variance = self.tp.mean(centred.square(), self.part)
-        return self._weigh(centred * torch.rsqrt(variance + self.eps), x)
-
-    def _offset_weight(self) -> torch.Tensor | None:
-        return self.weight + self.offset if self.offset else self.weight
-
-    def _weigh(self, normed: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """`normed` (float32) times weight plus bias, where there are any, in the dtype of x."""
-        if self.weight is not None:
-            normed = normed * self._offset_weight().float()
-        return (normed if self.bias is None else normed + self.bias.float()).type_as(x)
+        normed = centred * torch.rsqrt(variance + self.eps)
+        return weigh_layer(normed, self.weight, self.bias, self.offset, x.dtype)
