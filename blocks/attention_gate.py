@@ -12,6 +12,7 @@ from assembler.blocks.context import BuildContext
 from assembler.blocks.linear import ColumnLinear
 from assembler.blocks.roles import BlockRole
 from assembler.errors import SpecError
+from assembler.kernels.gating import gated
 
 GateSpec: TypeAlias = Annotated[Any, BlockRole("gate")]
 """A field that holds a gate block, e.g. `{block: OutputGate, per: channel}`."""
@@ -53,7 +54,10 @@ class OutputGate(nn.Module):
 
     def forward(self, x: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
         """Gate `heads` [..., H, D] by x [..., hidden]."""
-        return heads * self.act(self.proj(x)).unflatten(-1, (heads.shape[-2], -1))
+        gate = self.proj(x)
+        if self.per == "head":
+            return heads * self.act(gate).unsqueeze(-1)
+        return gated(gate, heads.flatten(-2), self.act, self.activation).view(heads.shape)
 
     def extra_repr(self) -> str:
         return f"per={self.per}, activation={self.activation}"

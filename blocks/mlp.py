@@ -58,7 +58,7 @@ class GatedMLP(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., hidden] -> [..., hidden]."""
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        inner = gated(gate, up, self.act, self.limit, self.up_offset)
+        inner = gated(gate, up, self.act, self.activation, self.limit, self.up_offset)
         return self.down(inner if self.inner_norm is None else self.inner_norm(inner))
 
     def extra_repr(self) -> str:

@@ -65,3 +65,9 @@ def runs_fused(*tensors: torch.Tensor | None) -> bool:
         if tensor.dtype != first.dtype or (needs_gradient and tensor.requires_grad):
             return False
     return True
+
+
+def as_rows(x: torch.Tensor) -> torch.Tensor:
+    """[..., width] -> [N, width], the rows at any stride; no copy where it can be a view."""
+    x = x.reshape(-1, x.shape[-1])
+    return x if x.stride(-1) == 1 else x.contiguous()

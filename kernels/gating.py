@@ -8,10 +8,34 @@ from typing import TypeAlias
 
 import torch
 
+from assembler.kernels.fused import runs_fused
+
 TensorFunction: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 
 def gated(
+    gate: torch.Tensor,
+    up: torch.Tensor,
+    act: TensorFunction,
+    name: object = None,
+    limit: float | None = None,
+    up_offset: float = 0.0,
+) -> torch.Tensor:
+    """`gated_torch`, in one pass where a fused kernel runs (see `fused`) and knows the activation.
+
+    Args:
+        name: the activation as configs spell it; anything but a known name stands for itself.
+    """
+    if isinstance(name, str) and gate.shape == up.shape and runs_fused(gate, up):
+        # Triton is imported by those who use it only: it is not there on every platform.
+        from assembler.kernels.gated_triton import KNOWN_ACTIVATIONS, gated_triton
+
+        if name in KNOWN_ACTIVATIONS:
+            return gated_triton(gate, up, name, limit, up_offset)
+    return gated_torch(gate, up, act, limit, up_offset)
+
+
+def gated_torch(
     gate: torch.Tensor,
     up: torch.Tensor,
     act: TensorFunction,
@@ -40,4 +64,4 @@ class Gating:
     up_offset: float = 0.0
 
     def __call__(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-        return gated(gate, up, self.act, self.limit, self.up_offset)
+        return gated(gate, up, self.act, self.name, self.limit, self.up_offset)

@@ -48,7 +48,8 @@ def kernel_for(
     """The implementation that `grouped_mlp` takes on that device (HIP devices are "cuda" too)."""
     if device.type == "cuda" and not needs_gradient and _triton_is_there():
         # Triton is imported by those who use it only: it is not there on every platform.
-        from assembler.kernels.grouped_mlp_triton import KNOWN_ACTIVATIONS, grouped_mlp_triton
+        from assembler.kernels.activation_triton import KNOWN_ACTIVATIONS
+        from assembler.kernels.grouped_mlp_triton import grouped_mlp_triton
 
         if activation in KNOWN_ACTIVATIONS:
             return grouped_mlp_triton

@@ -15,40 +15,10 @@ import torch
 import triton
 import triton.language as tl
 
+from assembler.kernels.activation_triton import KNOWN_ACTIVATIONS, activate
 from assembler.kernels.expert_weights import ExpertWeights
 from assembler.kernels.gating import Gating
 from assembler.kernels.grouped_mlp_tiling import choose_tiling, sort_into_tiles
-
-_GELU_TANH = ("gelu_accurate", "gelu_fast", "gelu_new", "gelu_python_tanh", "gelu_pytorch_tanh")
-KNOWN_ACTIVATIONS = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu": "gelu",
-    "gelu_python": "gelu",
-    "quick_gelu": "quick_gelu",
-    "relu": "relu",
-    "relu2": "relu2",
-    **dict.fromkeys(_GELU_TANH, "gelu_tanh"),
-}
-"""Activations the kernel computes, by their names in configs."""
-
-
-@triton.jit
-def _activate(x, ACTIVATION: tl.constexpr):
-    if ACTIVATION == "silu":
-        y = x * tl.sigmoid(x)
-    elif ACTIVATION == "quick_gelu":
-        y = x * tl.sigmoid(1.702 * x)
-    elif ACTIVATION == "gelu":
-        y = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
-    elif ACTIVATION == "gelu_tanh":
-        y = x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
-    elif ACTIVATION == "relu":
-        y = tl.maximum(x, 0.0)
-    else:
-        tl.static_assert(ACTIVATION == "relu2")
-        y = tl.maximum(x, 0.0) * tl.maximum(x, 0.0)
-    return y
 
 
 @triton.jit
@@ -129,7 +99,7 @@ def experts_up_kernel(
     if HAS_LIMIT:
         gate = tl.minimum(gate, limit)
         up = tl.minimum(tl.maximum(up, -limit), limit)
-    inner = _activate(gate, ACTIVATION) * (up + up_offset)
+    inner = activate(gate, ACTIVATION) * (up + up_offset)
     target = inner_ptr + rows.to(tl.int64)[:, None] * INNER + columns[None, :]
     tl.store(target, inner.to(inner_ptr.dtype.element_ty), mask=live[:, None] & inside[None, :])
 

@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from assembler.kernels.fused import MAX_WIDTH
+from assembler.kernels.fused import MAX_WIDTH, as_rows
 
 
 @triton.jit
@@ -160,8 +160,8 @@ def _launch(
     total = None if residual is None else x.new_empty(x.shape)
     if x.numel() == 0:
         return out, total
-    x = _rows(x)
-    residual = None if residual is None else _rows(residual)
+    x = as_rows(x)
+    residual = None if residual is None else as_rows(residual)
     leaf = bias if weight is None else weight
     heads = 1 if leaf is None or leaf.dim() == 1 else leaf.shape[0]
     block = triton.next_power_of_2(width)
@@ -192,9 +192,3 @@ def _launch(
 def num_warps(numbers: int) -> int:
     """Warps of a program over so many numbers: 16 or 32 numbers a thread, as registers allow."""
     return max(1, min(16, numbers // 512))
-
-
-def _rows(x: torch.Tensor) -> torch.Tensor:
-    """[..., width] -> [N, width], the rows at any stride; no copy where it can be a view."""
-    x = x.reshape(-1, x.shape[-1])
-    return x if x.stride(-1) == 1 else x.contiguous()
