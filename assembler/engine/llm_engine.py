@@ -221,6 +221,10 @@ class LLMEngine:
 
     def _output(self, request: Request) -> RequestOutput:
         """The output of `request`, which is forgotten if it has ended."""
+        try:
+            request.describe_logprobs()
+        except Exception as error:
+            self._fail(request, error)
         if request.is_finished:
             del self._requests[request.request_id]
         return request.output(time.perf_counter())

@@ -84,8 +84,13 @@ class Sample:
             finish_reason=sequence.finish_reason,
             stop_reason=self._stop_reason(),
             cumulative_logprob=None if known is None else sum(token.logprobs[0] for token in known),
-            logprobs=None if known is None else self._logprobs.of(known),
+            logprobs=None if known is None else [*self._logprobs.made],
         )
+
+    def describe_logprobs(self) -> None:
+        """Put the newest tokens' log-probabilities into words for `output`."""
+        if self.sequence.params.logprobs is not None:
+            self._logprobs.extend(self.sequence.sampling.logprobs)
 
     def _stop_reason(self) -> int | str | None:
         if self.sequence.finish_reason != "stop":
@@ -113,13 +118,12 @@ class DescribedLogprobs:
 
     def __init__(self, tokenizer: DecoderLike | None) -> None:
         self._tokenizer = tokenizer
-        self._made: list[dict[int, Logprob]] = []
+        self.made: list[dict[int, Logprob]] = []
 
-    def of(self, known: SequenceOf[TokenLogprobs]) -> list[dict[int, Logprob]]:
-        """One dict a token; `known` is what it was before, and more."""
+    def extend(self, known: SequenceOf[TokenLogprobs]) -> None:
+        """Bring `made` up to one dict a token; `known` is what it was before, and more."""
         text = None if self._tokenizer is None else self._text
-        self._made += [token.described(text) for token in known[len(self._made) :]]
-        return list(self._made)
+        self.made += [token.described(text) for token in known[len(self.made) :]]
 
     def _text(self, token_id: int) -> str:
         return self._tokenizer.decode([token_id], skip_special_tokens=False)
@@ -172,8 +176,16 @@ class Request:
         if self.metrics.first_token_time is None and sequence.num_generated_tokens:
             self.metrics = replace(self.metrics, first_token_time=time)
 
+    def describe_logprobs(self) -> None:
+        """Put what is new of the log-probabilities into words; whatever the tokenizer raises."""
+        for sample in self.samples:
+            sample.describe_logprobs()
+        sequence = self.samples[0].sequence  # works out those of the prompt
+        if sequence.params.prompt_logprobs is not None:
+            self._prompt_logprobs.extend(sequence.sampling.prompt_logprobs)
+
     def output(self, time: float) -> RequestOutput:
-        """What there is to report at `time`."""
+        """What there is to report at `time`; raises nothing."""
         finished = self.is_finished
         count = sum(sample.sequence.num_generated_tokens for sample in self.samples)
         if count != self.metrics.num_generated_tokens or finished:
@@ -194,8 +206,7 @@ class Request:
         )
 
     def _of_prompt(self) -> list[dict[int, Logprob] | None] | None:
-        """The prompt's log-probabilities, which the first sample works out; the first is None."""
-        sequence = self.samples[0].sequence
-        if sequence.params.prompt_logprobs is None:
+        """The prompt's log-probabilities; the first token has none."""
+        if self.samples[0].sequence.params.prompt_logprobs is None:
             return None
-        return [None, *self._prompt_logprobs.of(sequence.sampling.prompt_logprobs)]
+        return [None, *self._prompt_logprobs.made]

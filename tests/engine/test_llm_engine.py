@@ -7,7 +7,6 @@ import torch
 from engine_fakes import (
     VOCAB,
     MemoryModel,
-    ScriptedModel,
     greedy_reference,
     make_engine,
     run,
@@ -15,7 +14,6 @@ from engine_fakes import (
 
 from assembler.engine.llm_engine import current_device
 from assembler.engine.sampling_params import SamplingParams
-from assembler.errors import RequestError
 
 
 def mixed_requests(count, seed=0, **params):
@@ -142,32 +140,6 @@ def test_abort_leaves_the_others_alone():
         engine.abort(name)
     for name, output in run(engine).items():
         assert output.outputs[0].token_ids == EXPECTED[name]
-
-
-def test_nan_logits_fail_one_request_and_the_engine_lives_on():
-    engine = make_engine(ScriptedModel([1, 2, 3, 4, None, 6, 7, 8]))
-    engine.add_request("good", [1, 1], SamplingParams(max_tokens=2))
-    engine.add_request("bad", [1, 1, 1], SamplingParams(max_tokens=5))
-    outputs = run(engine)
-    assert outputs["good"].outputs[0].token_ids == [2, 3] and outputs["good"].error is None
-    bad = outputs["bad"]
-    assert bad.finished and bad.outputs[0].finish_reason == "abort"
-    assert bad.outputs[0].token_ids == [3, 4]
-    assert isinstance(bad.error, RequestError)
-    assert "'bad'" in str(bad.error) and "after 5 tokens" in str(bad.error)
-    engine.add_request("bad", [1], SamplingParams(max_tokens=1))
-    assert run(engine)["bad"].outputs[0].token_ids == [1]
-
-
-def test_a_failing_sample_ends_the_samples_that_wait():
-    """Alone it would be an unfinished request with an error, until the others get pages again."""
-    engine = make_engine(ScriptedModel([1, 2, 3, 4, None, 6]), num_pages=3, page_size=2)
-    engine.add_request("bad", [1, 1, 1], SamplingParams(n=2, max_tokens=3))
-    ends = [output for _ in range(20) for output in engine.step() if output.error is not None]
-    assert [output.finished for output in ends] == [True]
-    assert [sample.finish_reason for sample in ends[0].outputs] == ["abort", "abort"]
-    assert engine.scheduler.num_preemptions and engine.is_finished()
-    engine.check_integrity()
 
 
 def test_a_model_that_raises_changes_no_request():
