@@ -1,0 +1,1 @@
+"""What `assembler.show` draws from: a model as a picture, in a terminal, a page or a figure."""
