@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import nn
 
 from assembler.blocks.activations import XIELU
+from assembler.blocks.alibi import AlibiAttn
 from assembler.blocks.attention import RopeAttn
 from assembler.blocks.attention_gate import OutputGate
 from assembler.blocks.embedding import Embedding, LMHead
@@ -19,6 +20,7 @@ from assembler.blocks.mlp import MLP, GatedMLP
 from assembler.blocks.moe import MoE
 from assembler.blocks.norms import LayerNorm, RMSNorm
 from assembler.blocks.positions import LearnedPositions, SinusoidalPositions
+from assembler.blocks.qk_norm import QKNorm
 from assembler.blocks.router import Router, SparseMixerRouter
 
 BLOCKS: tuple[type[nn.Module], ...] = (
@@ -29,7 +31,9 @@ BLOCKS: tuple[type[nn.Module], ...] = (
     RMSNorm,
     LayerNorm,
     RopeAttn,
+    AlibiAttn,
     LatentAttn,
+    QKNorm,
     OutputGate,
     GatedMLP,
     MLP,

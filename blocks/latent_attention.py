@@ -17,7 +17,7 @@ from assembler.blocks.linear import ColumnLinear, ReplicatedLinear, RowLinear
 from assembler.blocks.norms import NormSpec
 from assembler.blocks.parallel import Part
 from assembler.blocks.position_scale import PositionScale, position_factors
-from assembler.blocks.rope import RopeSettings, RopeStyle, RotaryEmbedding, apply_rotary, rotary_dim
+from assembler.blocks.rope import RopeSettings, RotaryEmbedding, apply_rotary, rotary_dim
 from assembler.blocks.rope_frequencies import score_factor
 from assembler.errors import SpecError
 from assembler.kernels.attention_options import AttentionOptions
@@ -44,7 +44,6 @@ class LatentAttn(nn.Module):
         norm: Norm block over either latent; mostly with an eps of its own, 1e-6.
         bias: Whether the projections to latents and the output projection add a bias.
         rope: Settings of the rotary embedding; null means positions are not rotated (NoPE).
-        rope_style: Pairs that turn, as in RopeAttn; DeepSeek's are "interleaved".
         position_scale: How queries grow with their position (Mistral 4); null means not at all.
         scale: Factor of the scores; null means 1 / sqrt(nope_head_dim + rope_head_dim), times what
             yarn's mscale_all_dim makes of it.
@@ -66,7 +65,6 @@ class LatentAttn(nn.Module):
         norm: NormSpec,
         bias: bool = False,
         rope: RopeSettings | None = None,
-        rope_style: RopeStyle = "half",
         position_scale: PositionScale | None = None,
         scale: float | None = None,
     ) -> None:
@@ -100,7 +98,7 @@ class LatentAttn(nn.Module):
         self.rope = None
         if rope is not None:
             dim = _rotated_dim(rope, nope_head_dim, rope_head_dim, ctx.path)
-            self.rope = RotaryEmbedding(rope, dim, rope_style)
+            self.rope = RotaryEmbedding(rope, dim)
 
     def forward(self, x: torch.Tensor, ctx: ForwardContext) -> torch.Tensor:
         """[T, hidden] -> [T, hidden]; in a paged pass also stores the tokens' latents."""

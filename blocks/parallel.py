@@ -38,8 +38,8 @@ class TensorParallel:
         object.__setattr__(self, "group", None)
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        """Sum `x` over the ranks, in place."""
-        if self.size > 1:
+        """Sum `x` over the ranks, in place. On the meta device nothing is exchanged."""
+        if self.size > 1 and not x.is_meta:
             torch.distributed.all_reduce(x, group=self.group)
         return x
 
@@ -53,7 +53,8 @@ class TensorParallel:
         widths = [len(part.rank_rows(rank, self.size)) for rank in range(self.size)]
         mine = F.pad(x, (0, max(widths) - x.shape[-1])).contiguous()
         pieces = [torch.empty_like(mine) for _ in widths]
-        torch.distributed.all_gather(pieces, mine, group=self.group)
+        if not x.is_meta:
+            torch.distributed.all_gather(pieces, mine, group=self.group)
         kept = [piece[..., :width] for piece, width in zip(pieces, widths, strict=True)]
         return torch.cat(kept, dim=-1)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -10,28 +10,63 @@ from torch import nn
 from assembler.blocks.context import BuildContext
 from assembler.blocks.norms import NormSpec
 from assembler.blocks.parallel import Part
+from assembler.blocks.roles import BlockRole
 
-QKNormOver: TypeAlias = Literal["head", "each_head", "full"]
+QKNormSpec: TypeAlias = Annotated[Any, BlockRole("qk_norm")]
+"""A field that holds `{block: QKNorm, norm: {block: RMSNorm, eps: 1.0e-6}, over: full}`, or the
+norm block alone where the rest is as usual."""
 
 
-def make_qk_norm(
-    ctx: BuildContext, spec: NormSpec | None, over: QKNormOver, part: Part
-) -> nn.Module | None:
-    """The norm `<part's name>_norm` of the heads in `part`, whose unit is a head; None for none.
+class QKNorm(nn.Module):
+    """How attention norms its queries and keys, each with weights of their own.
 
-    Its weight is [head_dim], shared by all heads ("head"), [heads, head_dim] ("each_head") or
-    [heads * head_dim] ("full").
+    A norm block in its place is its `norm`, with the other fields as they are by default. Its
+    weights belong to the attention block, whose `q_norm` and `k_norm` it makes.
+
+    Args:
+        norm: Norm block, made once for the queries and once for the keys (Qwen3, Gemma 3).
+        over: What one norm spans: a "head", all with one weight; "each_head", with a weight of its
+            own (Cohere, StableLM); or the "full" projection (OLMo 2).
+        position: Whether it comes "before" or "after" the rotation (Hunyuan, nanochat).
     """
-    if spec is None:
-        return None
-    name = f"{part.name}_norm"
-    if over == "full":
-        return ctx.child(spec, name, part=part)
-    return ctx.child(spec, name, width=part.unit, heads=part if over == "each_head" else None)
 
+    role: ClassVar[str] = "qk_norm"
+    short_form: ClassVar[str] = "norm"
 
-def normalise(norm: nn.Module, heads: torch.Tensor, over: QKNormOver) -> torch.Tensor:
-    """`heads` [..., H, D], normed."""
-    if over != "full":
-        return norm(heads)
-    return norm(heads.flatten(-2)).view(heads.shape)
+    def __init__(
+        self,
+        ctx: BuildContext,
+        *,
+        norm: NormSpec,
+        over: Literal["head", "each_head", "full"] = "head",
+        position: Literal["before", "after"] = "before",
+    ) -> None:
+        super().__init__()
+        self.norm_spec = norm
+        self.over = over
+        self.after_rope = position == "after"
+
+    def make(self, ctx: BuildContext, part: Part) -> nn.Module:
+        """The norm `<part's name>_norm` of the heads in `part`, whose unit is a head.
+
+        Its weight is [head_dim], shared by all heads ("head"), [heads, head_dim] ("each_head") or
+        [heads * head_dim] ("full").
+
+        Args:
+            ctx: that of the attention block.
+            part: the rows of all heads of the queries, or of the keys.
+        """
+        name = f"{part.name}_norm"
+        if self.over == "full":
+            return ctx.child(self.norm_spec, name, part=part)
+        heads = part if self.over == "each_head" else None
+        return ctx.child(self.norm_spec, name, width=part.unit, heads=heads)
+
+    def forward(self, norm: nn.Module, heads: torch.Tensor) -> torch.Tensor:
+        """`heads` [..., H, D], normed by what `make` made for them."""
+        if self.over != "full":
+            return norm(heads)
+        return norm(heads.flatten(-2)).view(heads.shape)
+
+    def extra_repr(self) -> str:
+        return f"over={self.over}, position={'after' if self.after_rope else 'before'}"

@@ -14,7 +14,7 @@ grows over the border while decoding mixes both, as it does in every cached impl
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,12 +26,10 @@ from assembler.blocks.rope_frequencies import (
     frequencies,
     long_frequencies,
 )
-from assembler.blocks.rope_settings import RopeSettings, RopeType
+from assembler.blocks.rope_settings import RopeSettings, RopeStyle, RopeType
 from assembler.errors import SpecError
 
 __all__ = ["RopeSettings", "RopeStyle", "RopeType", "RotaryEmbedding", "apply_rotary"]
-
-RopeStyle: TypeAlias = Literal["half", "half_reversed", "interleaved"]
 
 
 def rotary_dim(settings: RopeSettings, head_dim: int, path: str) -> int:
@@ -62,14 +60,14 @@ class RotaryEmbedding(nn.Module):
     inv_freq: torch.Tensor  # [dim // 2] radians a token
     long_inv_freq: torch.Tensor | None  # the same for long texts (longrope)
 
-    def __init__(self, settings: RopeSettings, dim: int, style: RopeStyle = "half") -> None:
+    def __init__(self, settings: RopeSettings, dim: int) -> None:
         """`dim`: rotated dimensions of a head (`rotary_dim`)."""
         super().__init__()
         self.settings = settings
         self.dim = dim
-        self.style = style
+        self.style = settings.style
         self.attention_factor = attention_factor(settings)
-        self._key = f"rope {dim} {style} {settings.model_dump_json()}"
+        self._key = f"rope {dim} {settings.model_dump_json()}"
         self.register_buffer("inv_freq", None, persistent=False)
         self.register_buffer("long_inv_freq", None, persistent=False)
         self.reset_buffers(torch.empty(0).device)

@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+RopeStyle: TypeAlias = Literal["half", "half_reversed", "interleaved"]
 RopeType: TypeAlias = Literal[
     "default", "linear", "dynamic", "ntk_alpha", "llama3", "yarn", "longrope"
 ]
@@ -48,7 +49,7 @@ _OPTIONAL: dict[str, frozenset[str]] = {
         }
     ),
 }
-_COMMON = frozenset({"type", "theta", "partial"})
+_COMMON = frozenset({"type", "theta", "partial", "style"})
 
 
 class RopeSettings(BaseModel):
@@ -70,6 +71,11 @@ class RopeSettings(BaseModel):
     )
     partial: float = Field(
         1.0, gt=0, le=1, description="Share of each head that turns, from its first dimension on."
+    )
+    style: RopeStyle = Field(
+        "half",
+        description='Pairs that turn: "half" (d with d + dim/2), "half_reversed" (the same, turned '
+        'the other way: nanochat) or "interleaved" (2d with 2d + 1).',
     )
     factor: float | None = Field(
         None, gt=0, description="How many times longer than in pre-training texts may get."
@@ -143,7 +149,7 @@ class RopeSettings(BaseModel):
         if missing := sorted(required - given):
             problems.append(f"rope type '{self.type}' needs {', '.join(missing)}")
         if unused := sorted(given - usable):
-            uses = ", ".join(sorted(usable - _COMMON)) or "only theta and partial"
+            uses = ", ".join(sorted(usable - _COMMON)) or "only theta, partial and style"
             problems.append(
                 f"rope type '{self.type}' does not use {', '.join(unused)}; it uses {uses}"
             )

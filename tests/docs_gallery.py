@@ -13,7 +13,7 @@ import math
 import re
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,16 +97,14 @@ def _entry(name: str, measured: Mapping[str, float]) -> Entry:
     conf = find_conf(name, [ROOT])
     cases = [case for case in CASES if case.conf == name]
     parents = [file.name for file in ancestry(conf, [ROOT])[1:]]
-    spec = None
-    if cases:
-        spec = assembler.load_spec(name, tiny_config(cases[0]))
+    specs = [assembler.load_spec(name, tiny_config(case)) for case in cases]
     errors = [measured[case.name] for case in cases if case.name in measured]
     return Entry(
         name=name,
         title=_title(conf.path),
         extends=", ".join(f"`{parent}`" for parent in parents[:1]),
-        blocks=_blocks(spec) if spec else "",
-        wiring=_wiring(spec) if spec else "",
+        blocks=_blocks(specs),
+        wiring=_wiring(specs[0]) if specs else "",
         lines=_lines(conf.path) + _lines(ROOT / "weight_maps" / f"{name}.yaml"),
         error=f"{max(errors):.0e}" if errors else "own reference" * (name in OWN_REFERENCE),
         ranks=", ".join(str(size) for size in RANKS if _splits(cases, size)),
@@ -137,9 +135,10 @@ def _title(path: Path) -> str:
     return re.sub(r"\s*\([^()]*\d{4}[^()]*\)", "", text).split(":")[0].split(". ")[0].rstrip(".")
 
 
-def _blocks(spec: ModelSpec) -> str:
-    """The blocks of its layers, each once."""
-    found = (block.block for kind in spec.kinds.values() for block in kind.blocks.values())
+def _blocks(specs: Sequence[ModelSpec]) -> str:
+    """The blocks of its layers in any of its rows, each once."""
+    kinds = (kind for spec in specs for kind in spec.kinds.values())
+    found = (block.block for kind in kinds for block in kind.blocks.values())
     return ", ".join(dict.fromkeys(found))
 
 

@@ -77,7 +77,7 @@ def _cells() -> list[str]:
 def test_the_tables_name_fields_that_exist() -> None:
     registry = default_registry()
     fields = {name for block in registry.values() for name in block.model_fields}
-    fields |= {"partial", "max_bias", "count", "top", "kinds"}  # of settings, of layers
+    fields |= {"partial", "count", "top", "kinds"}  # of settings, of layers
     of_maps = {"from", "parts", "per", "transpose", "optional", "gate_up", "down"}
     cells = _cells()
     assert len(cells) > 50
@@ -90,7 +90,7 @@ def test_the_tables_name_fields_that_exist() -> None:
 
 
 def test_a_name_of_the_tables_is_a_value() -> None:
-    """Choices such as `rope_style: interleaved` are ones that their fields take."""
+    """Choices such as `over: each_head` are ones that their fields take."""
     described = (ROOT / "docs" / "model-language.md").read_text("utf-8")
     for cell in _cells():
         for value in re.findall(r"(?:style|over|position|scores|activation|per): (\w+)", cell):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from assembler.blocks.alibi import AlibiAttn
 from assembler.blocks.attention import RopeAttn
 from assembler.blocks.embedding import Embedding, LMHead
 from assembler.blocks.functions import softcap
@@ -257,18 +258,29 @@ def _activation(name: Any) -> int:
     return ACTIVATIONS[name]
 
 
-def _attention(program: Program, block: RopeAttn, x: Value) -> Value:
+def _rope_attention(program: Program, block: RopeAttn, x: Value) -> Value:
     _refuse(
         block,
-        clip_qkv=block.clip_qkv is not None,
         position_scale=block.position_scale is not None,
         out_norm=block.out_norm is not None,
         gate=block.gate is not None,
-        head_dim=block.head_dim > _MAX_HEAD_DIM,
-        alibi=block.alibi is not None and block.alibi.settings.rounded,
     )
+    fields = _qk_norm_fields(program, block) | _rotary_fields(program, block)
+    return _attention(program, block, x, fields)
+
+
+def _alibi_attention(program: Program, block: AlibiAttn, x: Value) -> Value:
+    _refuse(block, rounded=block.rounded)
+    return _attention(program, block, x, {})
+
+
+def _attention(
+    program: Program, block: RopeAttn | AlibiAttn, x: Value, fields: dict[str, Any]
+) -> Value:
+    """`fields`: what is done to the queries and keys."""
+    _refuse(block, clip_qkv=block.clip_qkv is not None, head_dim=block.head_dim > _MAX_HEAD_DIM)
     keys, values = program.caches[block.cache_index]
-    options = block._options()
+    options = block.options()
     attention = AttentionFields(
         heads=block.num_heads,
         kv_heads=block.num_kv_heads,
@@ -284,7 +296,6 @@ def _attention(program: Program, block: RopeAttn, x: Value) -> Value:
     )
     caches = {"keys": program.address(keys), "values": program.address(values)}
     qkv = lower_block(program, block.qkv, x)
-    fields = _qk_norm_fields(program, block) | _rotary_fields(program, block)
     program.add(Opcode.HEADS, qkv, qkv, attention=attention, **caches, **fields)
     out = program.value(block.num_heads * block.head_dim)
     program.add(Opcode.ATTEND, qkv, out, attention=attention, **caches)
@@ -298,13 +309,13 @@ def _shift(size: int) -> int:
 
 def _qk_norm_fields(program: Program, block: RopeAttn) -> dict[str, Any]:
     q_norm, k_norm = block.q_norm, block.k_norm
-    if q_norm is None:
+    if block.qk_norm is None:
         return {}
     known = type(q_norm) is RMSNorm and q_norm.weight is not None
-    _refuse(block, qk_norm=not known or block.norm_over == "each_head")
-    _refuse(block, qk_norm_position=block.norm_after_rope)
+    _refuse(block, qk_norm=not known or block.qk_norm.over == "each_head")
+    _refuse(block.qk_norm, position=block.qk_norm.after_rope)
     fields = _norm_fields(program, q_norm)
-    kind = _NORM_OVER_ALL if block.norm_over == "full" else 0
+    kind = _NORM_OVER_ALL if block.qk_norm.over == "full" else 0
     return fields | {"weight2": _norm_fields(program, k_norm)["weight"], "kind": kind}
 
 
@@ -332,5 +343,6 @@ _RULES: dict[type[nn.Module], Callable[..., Any]] = {
     LayerNorm: _norm,
     GatedMLP: _gated_mlp,
     MLP: _mlp,
-    RopeAttn: _attention,
+    RopeAttn: _rope_attention,
+    AlibiAttn: _alibi_attention,
 }

@@ -6,7 +6,7 @@ Each message says where the value was set, what is wrong and what would be right
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -81,6 +81,26 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """All the pydantic models among the alternatives of a field."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in getattr(annotation, "__args__", ()):
+        yield from _models_in(inner)
+
+
+def _nearest(field: str, owner: type[BaseModel], known: list[str]) -> str:
+    """Did you mean another field, or one inside of it: rope.theta for rope_theta?"""
+    nested = {
+        f"{name}.{inner}"
+        for name, info in owner.model_fields.items()
+        for model in _models_in(info.annotation)
+        for inner in model.model_fields
+    }
+    inside = [name for name in nested if name.replace(".", "_") == field]
+    return did_you_mean(field, inside or known)
+
+
 def _message(finding: dict[str, Any], owner: type[BaseModel]) -> str:
     given, context = finding.get("input"), finding.get("ctx", {})
     field = finding["loc"][-1] if finding["loc"] else ""
@@ -89,7 +109,7 @@ def _message(finding: dict[str, Any], owner: type[BaseModel]) -> str:
             known = [name for name in owner.model_fields if name != "block"]
             title = owner.__name__.removesuffix("Document")
             return (
-                f"unknown field '{field}' of {title}.{did_you_mean(str(field), known)} "
+                f"unknown field '{field}' of {title}.{_nearest(str(field), owner, known)} "
                 f"Known: {', '.join(known) or 'none'}"
             )
         case "missing":

@@ -177,7 +177,7 @@ class _Writer:
         """A nested block (any of its role) or settings that are a mapping of their own."""
         if name in self.registry:
             role = self.registry.block_class(name).role
-            return self.entry(self.registry.names(role), f"{role}_block")
+            return self.entry(self.registry.accepted(role), f"{role}_block")
         if name not in self.definitions:
             self.definitions[name] = {}
             properties = {

@@ -3,7 +3,9 @@
 A block's YAML fields *are* the keyword-only arguments of its constructor. From that signature the
 registry derives a frozen pydantic model, which validates a YAML entry, knows the nearest field
 name for a typo and gives editors their JSON Schema. A field annotated with a `BlockRole` takes a
-nested block of that role (`qk_norm: {block: RMSNorm, eps: 1e-6}`).
+nested block of that role (`gate: {block: OutputGate}`). A block whose class names a `short_form`,
+one of its fields, may be given as what that field holds: `{block: RMSNorm, eps: 1e-6}` then stands
+for `{block: QKNorm, norm: {block: RMSNorm, eps: 1e-6}}`.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from functools import cache
 from typing import Annotated, Any, Literal, Union
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Discriminator,
@@ -63,8 +66,26 @@ class BlockRegistry(Mapping[str, type[BlockSpec]]):
         return self._classes[name]
 
     def names(self, role: str | None = None) -> list[str]:
-        """Names of the blocks that may stand in a field of that role (all of them without one)."""
+        """Names of the blocks of that role (all of them without one)."""
         return [n for n, c in self._classes.items() if role in (None, c.role)]
+
+    def accepted(self, role: str) -> list[str]:
+        """Names of the blocks that a field of that role takes: its own, and their short forms."""
+        own = self.names(role)
+        short = [n for name in own for n in self._short_forms(name)]
+        return list(dict.fromkeys([*own, *short]))
+
+    def short_form(self, name: str) -> str | None:
+        """The field of a block that may stand for the whole block, if it has one."""
+        return getattr(self._classes[name], "short_form", None)
+
+    def _short_forms(self, name: str) -> list[str]:
+        """Names of the blocks that may stand for the block `name`."""
+        field = self.short_form(name)
+        if field is None:
+            return []
+        hints = typing.get_type_hints(self._classes[name].__init__, include_extras=True)
+        return self.accepted(_role(hints[field]))
 
     def make(self, ctx: BuildContext, spec: BlockSpec) -> nn.Module:
         """Build the block `spec` describes, at the place `ctx` describes."""
@@ -114,11 +135,22 @@ class BlockRegistry(Mapping[str, type[BlockSpec]]):
         return Annotated[Union[tagged], Discriminator(_tag_of)]  # noqa: UP007
 
     def _nested(self, role: str, building: tuple[str, ...]) -> Any:
-        members = tuple(self._spec_of(name, building) for name in self.names(role))
+        members = tuple(self._spec_of(name, building) for name in self.accepted(role))
         assert members, f"no block has the role '{role}'"
         if len(members) == 1:
             return members[0]
-        return Annotated[Union[members], Field(discriminator="block")]  # noqa: UP007
+        union = Annotated[Union[members], Field(discriminator="block")]  # noqa: UP007
+        whole = {short: n for n in self.names(role) for short in self._short_forms(n)}
+        if not whole:
+            return union
+        return Annotated[union, AfterValidator(lambda spec: self._in_full(spec, whole))]
+
+    def _in_full(self, spec: BlockSpec, whole: Mapping[str, str]) -> BlockSpec:
+        """`spec`, or the block that it is the short form of by `whole` (short form -> block)."""
+        name = whole.get(spec.block)
+        if name is None:
+            return spec
+        return self._specs[name](block=name, **{self.short_form(name): spec})
 
 
 def _role(annotation: Any) -> str | None:

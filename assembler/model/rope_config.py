@@ -56,6 +56,9 @@ def rope_settings(
     if own_theta is None:
         _fill(settings, "theta", fields.get(_THETA_FIELDS))
     _fill(settings, "partial", fields.get(_PARTIAL_FIELDS))
+    pairs = _present(fields.get("rope_interleave"))
+    if isinstance(pairs, bool):
+        _fill(settings, "style", "interleaved" if pairs else "half")
     for key, value in (defaults or {}).items():
         _fill(settings, key, value)
     if "theta" not in settings:

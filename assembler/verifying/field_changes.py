@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from assembler.model.registry import BlockRegistry, BlockSpec
+from assembler.verifying.yaml_words import as_written, said
 
 
 @dataclass(frozen=True)
@@ -125,10 +126,10 @@ def field_changes(
         if changed not in seen:
             seen.append(changed)
             is_block = isinstance(value, Mapping) and "block" in value
-            name = ".".join((*path, "block") if is_block else path)
-            said = value["block"] if is_block else _said(value)
+            name = ".".join(as_written(entry, (*path, "block") if is_block else path, registry))
+            text = value["block"] if is_block else said(value)
             source = f" ({other.source})" if other.source else ""
-            yield FieldChange(name, f"{said}{source}", _said(old), changed)
+            yield FieldChange(name, f"{text}{source}", said(old), changed)
 
 
 def _alternatives(
@@ -239,16 +240,3 @@ def _replaced(data: Any, path: tuple[str, ...], value: Any) -> Any:
     if not path:
         return value
     return {**data, path[0]: _replaced(data[path[0]], path[1:], value)}
-
-
-def _said(value: Any) -> str:
-    """A value as a YAML file would hold it."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, BaseModel):
-        value = value.model_dump(exclude_none=True)
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_said(item)}" for key, item in value.items()) + "}"
-    return str(value)

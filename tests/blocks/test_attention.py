@@ -27,6 +27,7 @@ from assembler.blocks.attention import RopeAttn
 from assembler.blocks.context import CacheSpec, ForwardContext
 from assembler.blocks.norms import RMSNorm
 from assembler.blocks.parallel import TensorParallel
+from assembler.blocks.qk_norm import QKNorm
 from assembler.blocks.rope import RopeSettings
 from assembler.errors import SpecError
 
@@ -61,7 +62,7 @@ REFERENCES = {
     "qwen3": (
         lambda: modeling_qwen3.Qwen3Attention(Qwen3Config(**SHAPE), 0),
         modeling_qwen3.Qwen3RotaryEmbedding,
-        {"qk_norm": RMS},
+        {"qk_norm": partial(QKNorm, norm=RMS)},
     ),
     "gemma2": (
         lambda: modeling_gemma2.Gemma2Attention(
@@ -76,12 +77,12 @@ REFERENCES = {
     "olmo2": (
         lambda: modeling_olmo2.Olmo2Attention(Olmo2Config(**SHAPE), 0),
         modeling_olmo2.Olmo2RotaryEmbedding,
-        {"qk_norm": RMS, "qk_norm_over": "full"},
+        {"qk_norm": partial(QKNorm, norm=RMS, over="full")},
     ),
     "hunyuan": (
         lambda: modeling_hunyuan_v1_dense.HunYuanDenseV1Attention(HunYuanDenseV1Config(**SHAPE), 0),
         modeling_hunyuan_v1_dense.HunYuanDenseV1RotaryEmbedding,
-        {"qk_norm": RMS, "qk_norm_position": "after"},
+        {"qk_norm": partial(QKNorm, norm=RMS, position="after")},
     ),
 }
 
@@ -126,7 +127,7 @@ def test_nulls_are_derived_from_the_width():
 
 
 def test_parameters_have_the_names_weight_maps_use():
-    attn = attention(qkv_bias=True, o_bias=True, qk_norm=RMS)
+    attn = attention(qkv_bias=True, o_bias=True, qk_norm=partial(QKNorm, norm=RMS))
     assert set(dict(attn.named_parameters())) == {
         "qkv.weight",
         "qkv.bias",
@@ -161,14 +162,18 @@ def test_what_does_not_fit_is_refused_with_the_path(fields, tp_size, message):
 
 
 def test_gradients_flow_through_every_option():
-    attn = fill(attention(qk_norm=RMS, window=4, rope=RopeSettings(theta=100.0, partial=0.5)))
+    attn = fill(
+        attention(
+            qk_norm=partial(QKNorm, norm=RMS), window=4, rope=RopeSettings(theta=100.0, partial=0.5)
+        )
+    )
     x = randn(2, LENGTH, HIDDEN).requires_grad_()
     attn(x, ForwardContext.dense(LENGTH)).square().mean().backward()
     assert all(p.grad.abs().sum() > 0 for p in attn.parameters()) and x.grad.isfinite().all()
 
 
 def test_compiles_as_one_graph():
-    attn = fill(attention(qk_norm=RMS, window=4))
+    attn = fill(attention(qk_norm=partial(QKNorm, norm=RMS), window=4))
     compiled = torch.compile(attn, fullgraph=True, backend="eager")
     x = randn(2, LENGTH, HIDDEN)
     with torch.no_grad():

@@ -37,13 +37,14 @@ from transformers.models.olmo import modeling_olmo
 from transformers.models.olmoe import modeling_olmoe
 from transformers.models.stablelm import modeling_stablelm
 
-from assembler.blocks.alibi import Alibi, AlibiSettings, alibi_slopes
+from assembler.blocks.alibi import Alibi, AlibiAttn, alibi_slopes
 from assembler.blocks.attention import RopeAttn
 from assembler.blocks.attention_gate import OutputGate
 from assembler.blocks.context import ForwardContext
 from assembler.blocks.norms import LayerNorm, RMSNorm
 from assembler.blocks.parallel import Part, TensorParallel
 from assembler.blocks.position_scale import PositionScale
+from assembler.blocks.qk_norm import QKNorm
 from assembler.blocks.rope import RopeSettings
 from assembler.errors import SpecError
 
@@ -62,24 +63,26 @@ SHAPE = {
 NORMED = {**SHAPE, "rms_norm_eps": EPS}
 LAYERS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4}
 LAYER_NORMED = {**SHAPE, "layer_norm_eps": EPS}
-HEAD_NORM = partial(LayerNorm, eps=EPS, bias=False)
+RMS = partial(RMSNorm, eps=EPS)
+HEAD_NORM = partial(QKNorm, norm=partial(LayerNorm, eps=EPS, bias=False), over="each_head")
+INTERLEAVED = RopeSettings(theta=100.0, style="interleaved")
 
 # name -> (transformers' attention, its rotary embedding, our fields)
 REFERENCES = {
     "afmoe": (
         lambda: modeling_afmoe.AfmoeAttention(AfmoeConfig(**NORMED, **LAYERS), 0),
         modeling_afmoe.AfmoeRotaryEmbedding,
-        {"qk_norm": partial(RMSNorm, eps=EPS), "gate": OutputGate, "window": 4},
+        {"qk_norm": partial(QKNorm, norm=RMS), "gate": OutputGate, "window": 4},
     ),
     "bitnet": (
         lambda: modeling_bitnet.BitNetAttention(BitNetConfig(**NORMED), 0),
         modeling_bitnet.BitNetRotaryEmbedding,
-        {"out_norm": partial(RMSNorm, eps=EPS)},
+        {"out_norm": RMS},
     ),
     "cohere": (
         lambda: modeling_cohere.CohereAttention(CohereConfig(**LAYER_NORMED, use_qk_norm=True), 0),
         modeling_cohere.CohereRotaryEmbedding,
-        {"qk_norm": HEAD_NORM, "qk_norm_over": "each_head", "rope_style": "interleaved"},
+        {"qk_norm": HEAD_NORM, "rope": INTERLEAVED},
     ),
     "gpt_oss": (
         lambda: modeling_gpt_oss.GptOssAttention(
@@ -110,9 +113,8 @@ REFERENCES = {
         lambda: modeling_nanochat.NanoChatAttention(NanoChatConfig(**NORMED), 0),
         modeling_nanochat.NanoChatRotaryEmbedding,
         {
-            "qk_norm": partial(RMSNorm, eps=EPS, weight=False),
-            "qk_norm_position": "after",
-            "rope_style": "half_reversed",
+            "qk_norm": partial(QKNorm, norm=partial(RMS, weight=False), position="after"),
+            "rope": RopeSettings(theta=100.0, style="half_reversed"),
         },
     ),
     "olmo": (
@@ -123,7 +125,7 @@ REFERENCES = {
     "olmoe": (
         lambda: modeling_olmoe.OlmoeAttention(OlmoeConfig(**NORMED, clip_qkv=0.4), 0),
         modeling_olmoe.OlmoeRotaryEmbedding,
-        {"clip_qkv": 0.4, "qk_norm": partial(RMSNorm, eps=EPS), "qk_norm_over": "full"},
+        {"clip_qkv": 0.4, "qk_norm": partial(QKNorm, norm=RMS, over="full")},
     ),
     "stablelm": (
         lambda: modeling_stablelm.StableLmAttention(
@@ -132,7 +134,6 @@ REFERENCES = {
         modeling_stablelm.StableLmRotaryEmbedding,
         {
             "qk_norm": HEAD_NORM,
-            "qk_norm_over": "each_head",
             "rope": RopeSettings(theta=100.0, partial=0.5),
         },
     ),
@@ -175,14 +176,11 @@ def test_llama4_norms_what_it_rotates_and_scales_what_it_does_not(rotated):
         use_qk_norm=True,
     )
     reference = fill(modeling_llama4.Llama4TextAttention(config, 0)).eval()
-    ours = attention(
-        rope_style="interleaved",
-        chunk=4 if rotated else None,
-        **({} if rotated else {"rope": None}),
-        qk_norm=partial(RMSNorm, eps=EPS, weight=False) if rotated else None,
-        qk_norm_position="after",
-        position_scale=None if rotated else PositionScale(beta=0.7, length=3, shift=1),
-    )
+    if rotated:
+        norm = partial(QKNorm, norm=partial(RMS, weight=False), position="after")
+        ours = attention(rope=INTERLEAVED, chunk=4, qk_norm=norm)
+    else:
+        ours = attention(rope=None, position_scale=PositionScale(beta=0.7, length=3, shift=1))
     copy_weights(reference, ours)
     x = randn(2, LENGTH, HIDDEN)
     ctx = ForwardContext.dense(LENGTH)
@@ -205,13 +203,8 @@ def test_alibi_equals_transformers(rounded):
         module, reference = modeling_bloom, modeling_bloom.BloomAttention(config, 0)
     config._attn_implementation = "eager"
     reference = fill(reference).eval()
-    ours = attention(
-        num_kv_heads=None,
-        rope=None,
-        qkv_bias=True,
-        o_bias=True,
-        alibi=AlibiSettings(rounded=rounded),
-    )
+    fields = {"num_heads": 6, "qkv_bias": True, "o_bias": True, "rounded": rounded}
+    ours = AlibiAttn(build_context(HIDDEN), **fields)
     with torch.no_grad():
         for leaf in ("weight", "bias"):
             fused = getattr(reference.query_key_value, leaf)
@@ -242,7 +235,7 @@ def test_slopes_are_those_of_bloom_and_mpt(heads):
 
 def test_slopes_stay_float32_and_belong_to_the_heads_of_the_rank():
     heads = Part("q", 6)
-    alibi = Alibi(AlibiSettings(), heads, TensorParallel(1, 3)).to(torch.bfloat16)
+    alibi = Alibi(8.0, heads, TensorParallel(1, 3)).to(torch.bfloat16)
     assert alibi.slopes.dtype == torch.float32 and not alibi.state_dict()
     assert torch.equal(alibi.slopes, alibi_slopes(6, 8.0)[2:4])
 
@@ -274,10 +267,8 @@ def test_parameters_have_the_names_weight_maps_use():
     attn = attention(
         sinks=True,
         gate=OutputGate,
-        out_norm=partial(RMSNorm, eps=EPS),
+        out_norm=RMS,
         qk_norm=HEAD_NORM,
-        qk_norm_over="each_head",
-        alibi=AlibiSettings(),
     )
     shapes = {name: tuple(p.shape) for name, p in attn.named_parameters()}
     assert shapes == {
@@ -293,9 +284,7 @@ def test_parameters_have_the_names_weight_maps_use():
 
 
 def test_gradients_reach_every_parameter():
-    attn = attention(
-        sinks=True, gate=OutputGate, out_norm=LayerNorm, qk_norm=LayerNorm, qk_norm_over="each_head"
-    )
+    attn = attention(sinks=True, gate=OutputGate, out_norm=LayerNorm, qk_norm=HEAD_NORM)
     fill(attn)
     x = randn(2, LENGTH, HIDDEN).requires_grad_()
     attn(x, ForwardContext.dense(LENGTH)).square().mean().backward()

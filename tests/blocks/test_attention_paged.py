@@ -9,12 +9,13 @@ import pytest
 import torch
 from block_harness import build_context, fill, randn
 
-from assembler.blocks.alibi import AlibiSettings
+from assembler.blocks.alibi import AlibiAttn
 from assembler.blocks.attention import RopeAttn
 from assembler.blocks.attention_gate import OutputGate
 from assembler.blocks.context import ForwardContext
 from assembler.blocks.norms import RMSNorm
 from assembler.blocks.position_scale import PositionScale
+from assembler.blocks.qk_norm import QKNorm
 from assembler.blocks.rope import RopeSettings
 from assembler.kernels.dispatch import attention_backend
 from assembler.kernels.paged_batch import PagedBatch
@@ -25,14 +26,13 @@ LENGTHS = (11, 6)
 VARIANTS = {
     "plain": {},
     "partial": {"rope": RopeSettings(partial=0.5), "qkv_bias": True, "o_bias": True},
-    "qk_norm_window": {"qk_norm": partial(RMSNorm, eps=2e-3), "window": 3},
-    "softcap": {"softcap": 1.5, "scale": 0.3, "rope_style": "interleaved"},
+    "qk_norm_window": {"qk_norm": partial(QKNorm, norm=partial(RMSNorm, eps=2e-3)), "window": 3},
+    "softcap": {"softcap": 1.5, "scale": 0.3, "rope": RopeSettings(style="interleaved")},
     "nope": {"rope": None},
     "chunk_scale": {"chunk": 4, "position_scale": PositionScale(beta=0.7, length=3, shift=1)},
     "sinks_gate": {"sinks": True, "window": 3, "gate": OutputGate, "clip_qkv": 0.4},
-    "alibi": {"rope": None, "alibi": AlibiSettings()},
-    "alibi_rounded": {"rope": None, "alibi": AlibiSettings(rounded=True)},
 }
+ALIBI = {"alibi": {"clip_qkv": 0.4}, "alibi_rounded": {"rounded": True}}
 
 
 def paged_context(steps: list[tuple[int, int]], caches: list) -> ForwardContext:
@@ -62,10 +62,13 @@ def paged_context(steps: list[tuple[int, int]], caches: list) -> ForwardContext:
     )
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [*VARIANTS, *ALIBI])
 def test_prefill_in_chunks_and_decode_equal_dense(name):
-    fields = {"num_heads": 6, "num_kv_heads": 2, "head_dim": 8, "rope": RopeSettings()}
-    attn = fill(RopeAttn(build_context(HIDDEN), **{**fields, **VARIANTS[name]}))
+    block, fields = (AlibiAttn, ALIBI[name]) if name in ALIBI else (RopeAttn, VARIANTS[name])
+    if block is RopeAttn:
+        fields = {"rope": RopeSettings(), **fields}
+    heads = {"num_heads": 6, "num_kv_heads": 2, "head_dim": 8}
+    attn = fill(block(build_context(HIDDEN), **heads, **fields))
     attn.cache_index = 1
     spec = attn.cache_spec()
     shape = (8, PAGE_SIZE, spec.num_kv_heads, spec.head_dim)

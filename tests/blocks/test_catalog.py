@@ -21,7 +21,7 @@ from assembler.blocks.router import SparseMixerRouter
 
 ROLES = {
     *("embedding", "position", "head", "norm", "attention"),
-    *("linear", "activation", "mlp", "router", "experts", "gate"),
+    *("linear", "activation", "mlp", "router", "experts", "gate", "qk_norm"),
 }
 NEEDED = {
     "LearnedPositions": {"count": 8},
@@ -38,7 +38,9 @@ NEEDED = {
         "bias": True,
         "norm": LayerNorm,
     },
+    "AlibiAttn": {"num_heads": 4, "qkv_bias": True, "o_bias": True},
     "OutputGate": {"bias": True},
+    "QKNorm": {"norm": LayerNorm},
     "GatedMLP": {"intermediate_size": 64, "activation": "silu", "bias": True},
     "MLP": {"intermediate_size": 64, "activation": "gelu", "bias": True},
     "Router": {"scores": "sigmoid", "normalise": True, "bias": True, "selection_bias": True},

@@ -63,8 +63,7 @@ REFERENCES = {
         modeling_deepseek_v3.DeepseekV3RotaryEmbedding,
         {
             "bias": True,
-            "rope": RopeSettings(type="yarn", theta=100.0, **YARN),
-            "rope_style": "interleaved",
+            "rope": RopeSettings(type="yarn", theta=100.0, style="interleaved", **YARN),
         },
     ),
     "deepseek_v2_lite": (
@@ -72,7 +71,7 @@ REFERENCES = {
             DeepseekV2Config(**{**SHAPE, "q_lora_rank": None}, rope_parameters=PLAIN), 0
         ),
         modeling_deepseek_v2.DeepseekV2RotaryEmbedding,
-        {"q_lora_rank": None, "rope_style": "interleaved"},
+        {"q_lora_rank": None, "rope": RopeSettings(theta=100.0, style="interleaved")},
     ),
     "minicpm3": (
         lambda: modeling_minicpm3.MiniCPM3Attention(
@@ -96,8 +95,9 @@ REFERENCES = {
         ),
         modeling_mistral4.Mistral4RotaryEmbedding,
         {
-            "rope": RopeSettings(type="yarn", theta=100.0, partial=0.4, **YARN),
-            "rope_style": "interleaved",
+            "rope": RopeSettings(
+                type="yarn", theta=100.0, partial=0.4, style="interleaved", **YARN
+            ),
             "position_scale": PositionScale(beta=0.7, length=8),
         },
     ),

@@ -161,7 +161,9 @@ def test_interleaved_style_keeps_pairs_in_place(module):
     cos, sin = getattr(module, embedding)(config)(q, ctx.positions[None])
     heads = q.transpose(1, 2)
     rotated, _ = module.apply_rotary_pos_emb(heads, heads, cos, sin)
-    rope = RotaryEmbedding(RopeSettings(partial=partial), int(HEAD_DIM * partial), "interleaved")
+    rope = RotaryEmbedding(
+        RopeSettings(partial=partial, style="interleaved"), int(HEAD_DIM * partial)
+    )
     got = apply_rotary(q, *rope(ctx, q.dtype), "interleaved").transpose(1, 2)
     torch.testing.assert_close(got, rotated, rtol=1e-6, atol=1e-6)
 
@@ -243,7 +245,7 @@ def test_equal_settings_share_the_tables_of_a_pass():
     for other in (
         RotaryEmbedding(RopeSettings(theta=500.0), 8),
         RotaryEmbedding(RopeSettings(), 4),
-        RotaryEmbedding(RopeSettings(), 8, "interleaved"),
+        RotaryEmbedding(RopeSettings(style="interleaved"), 8),
     ):
         assert other(ctx, torch.float32)[0] is not tables[0]
     assert RotaryEmbedding(RopeSettings(), 8)(ctx, torch.bfloat16)[0].dtype == torch.bfloat16

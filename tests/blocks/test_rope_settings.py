@@ -28,7 +28,7 @@ LONGROPE = {"short_factor": [1.0, 2.0], "long_factor": [2.0, 4.0]}
             {"type": "longrope", **LONGROPE, "original_max_position_embeddings": 8},
             "'longrope' needs factor or max_position_embeddings",
         ),
-        ({"factor": 2.0}, "'default' does not use factor; it uses only theta and partial"),
+        ({"factor": 2.0}, "'default' does not use factor; it uses only theta, partial and style"),
         ({"type": "linear", "factor": 2.0, "mscale": 1.0}, "does not use mscale; it uses factor"),
         ({"type": "ntk_alpha"}, "'ntk_alpha' needs alpha"),
         (

@@ -9,7 +9,7 @@ import torch
 from block_harness import build_context, fill, randn, run_ranks
 
 from assembler.blocks.activations import XIELU
-from assembler.blocks.alibi import AlibiSettings
+from assembler.blocks.alibi import AlibiAttn
 from assembler.blocks.attention import RopeAttn
 from assembler.blocks.attention_gate import OutputGate
 from assembler.blocks.context import ForwardContext
@@ -18,6 +18,7 @@ from assembler.blocks.linear import Linear
 from assembler.blocks.mlp import MLP, GatedMLP
 from assembler.blocks.norms import LayerNorm, RMSNorm
 from assembler.blocks.parallel import TensorParallel
+from assembler.blocks.qk_norm import QKNorm
 from assembler.blocks.rope import RopeSettings
 
 LENGTH = 5
@@ -28,7 +29,7 @@ ATTENTION = {
     "head_dim": 8,
     "qkv_bias": True,
     "o_bias": True,
-    "qk_norm": partial(RMSNorm, eps=2e-3),
+    "qk_norm": partial(QKNorm, norm=partial(RMSNorm, eps=2e-3)),
     "rope": RopeSettings(),
 }
 FEED_FORWARD = {"intermediate_size": 56, "activation": "silu", "bias": True}
@@ -61,14 +62,20 @@ def test_what_belongs_to_heads_goes_with_them(size, per):
         **ATTENTION,
         "num_heads": 9 if size == 3 else 8,
         "num_kv_heads": 3 if size == 3 else 2,
-        "qk_norm": LayerNorm,
-        "qk_norm_over": "each_head",
+        "qk_norm": partial(QKNorm, norm=LayerNorm, over="each_head"),
         "sinks": True,
-        "alibi": AlibiSettings(),
         "out_norm": partial(RMSNorm, eps=2e-3),
         "gate": partial(OutputGate, per=per, bias=True),
     }
     check(RopeAttn, fields, size, lambda attn: attn(x, ForwardContext.dense(LENGTH)))
+
+
+@pytest.mark.parametrize("size", [2, 3, 8])
+def test_slopes_go_with_their_heads(size):
+    x = randn(2, LENGTH, 48)
+    fields = {"num_heads": 9, "num_kv_heads": 3} if size == 3 else {"num_heads": 8}
+    fields |= {"head_dim": 8, "qkv_bias": True, "o_bias": True}
+    check(AlibiAttn, fields, size, lambda attn: attn(x, ForwardContext.dense(LENGTH)))
 
 
 @pytest.mark.parametrize("size", [2, 3, 6])
@@ -85,7 +92,7 @@ def test_attention_with_more_heads_on_one_rank_than_on_another(size):
 @pytest.mark.parametrize("size", [2, 8])
 def test_full_width_qk_norm_takes_its_means_over_all_ranks(size, norm, position):
     x = randn(2, LENGTH, 48)
-    fields = {**ATTENTION, "qk_norm": norm, "qk_norm_over": "full", "qk_norm_position": position}
+    fields = {**ATTENTION, "qk_norm": partial(QKNorm, norm=norm, over="full", position=position)}
     check(RopeAttn, fields, size, lambda attn: attn(x, ForwardContext.dense(LENGTH)))
 
 

@@ -50,6 +50,27 @@ def test_roles() -> None:
     assert (len(TOYS), "Feed" in TOYS, "Fed" in TOYS) == (6, True, False)
 
 
+def test_a_short_form_stands_for_the_whole_block() -> None:
+    attention = default_registry()["RopeAttn"]
+    norm = {"block": "RMSNorm", "eps": 1e-3}
+
+    def validated(qk_norm: dict) -> object:
+        return attention.model_validate({"block": "RopeAttn", "num_heads": 2, "qk_norm": qk_norm})
+
+    short, long = validated(norm), validated({"block": "QKNorm", "norm": norm})
+    assert short == long and short.qk_norm.norm.eps == 1e-3
+    assert short == attention.model_validate(short.model_dump())
+    assert validated({"block": "QKNorm", "norm": norm, "over": "full"}) != long
+    with pytest.raises(ValidationError, match=r"qk_norm.RMSNorm.over"):
+        validated({**norm, "over": "full"})
+
+
+def test_a_field_takes_blocks_of_its_role_and_their_short_forms() -> None:
+    registry = default_registry()
+    assert registry.accepted("qk_norm") == ["QKNorm", "RMSNorm", "LayerNorm"]
+    assert registry.accepted("norm") == ["RMSNorm", "LayerNorm"]
+
+
 class Documented(nn.Module):
     """One line
     that goes on.

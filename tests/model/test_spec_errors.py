@@ -163,7 +163,10 @@ def test_long_values_are_cut(ws: Workspace) -> None:
     [
         ("conf.layers.blocks.mlp.activation=silo", "Did you mean 'silu'?"),
         ("conf.layers.blocks.mlp.activation=prelu", "'prelu' owns learned tensors"),
-        ("conf.layers.blocks.attn.qk_norm_over=heads", "Did you mean 'head'?"),
+        ("conf.layers.blocks.attn.qk_norm={block: QKNorm, over: heads}", "Did you mean 'head'?"),
+        ("conf.layers.blocks.attn.qk_norm={block: RMSNorn}", "Did you mean 'RMSNorm'?"),
+        ("conf.layers.blocks.attn.qk_norm_over=head", "Did you mean 'qk_norm.over'?"),
+        ("conf.layers.blocks.attn.rope_style=half", "Did you mean 'rope.style'?"),
         (
             "conf.layers.blocks.attn.block=RopeAtn",
             "unknown block 'RopeAtn'. Did you mean 'RopeAttn",
@@ -180,7 +183,10 @@ def test_shipped_blocks(override: str, message: str) -> None:
     ("setting", "message"),
     [
         ("type=linear", "rope type 'linear' needs factor"),
-        ("factor=2", "rope type 'default' does not use factor; it uses only theta and partial"),
+        (
+            "factor=2",
+            "rope type 'default' does not use factor; it uses only theta, partial and style",
+        ),
     ],
 )
 def test_settings_of_file_and_command_line_that_misfit(setting: str, message: str) -> None:

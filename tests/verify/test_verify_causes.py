@@ -31,10 +31,13 @@ def rule(text: str) -> str:
 
 FIELDS = {
     "rope style": Broken(
-        "llama", block("attn", "rope_style: interleaved"), "layers.0.attn", "rope_style: half"
+        "llama",
+        block("attn", "rope: {theta: 10000.0, style: interleaved}"),
+        "layers.0.attn",
+        "rope.style: half",
     ),
     "rope style of another": Broken(
-        "gptj", block("attn", "rope_style: half"), "layers.0.attn", "rope_style: interleaved"
+        "gptj", block("attn", "rope: {style: half}"), "layers.0.attn", "rope.style: interleaved"
     ),
     "offset of a norm": Broken(
         "gemma2", block("attn_norm", "offset: 0"), "layers.0.attn_norm", "offset: 1"
@@ -83,9 +86,18 @@ FIELDS = {
     ),
     "place of a QK-norm": Broken(
         "qwen3",
-        block("attn", "qk_norm_position: after"),
+        block(
+            "attn",
+            "qk_norm: {block: QKNorm, norm: {block: RMSNorm, eps: 2.0e-3}, position: after}",
+        ),
         "layers.0.attn",
-        "qk_norm_position: before",
+        "qk_norm.position: before",
+    ),
+    "place of a QK-norm in its short form": Broken(
+        "hunyuan_v1_dense",
+        block("attn", "qk_norm: {block: RMSNorm, eps: 2.0e-3}"),
+        "layers.0.attn",
+        "qk_norm.position: after",
     ),
     "soft-cap": Broken(
         "gemma2",
@@ -243,16 +255,16 @@ def test_wrong_wiring(broken: Broken, own) -> None:
 
 def test_two_mistakes_of_which_neither_alone_helps(own) -> None:
     """Norms of queries and keys off, and rotated the other way: random either way."""
-    own("qwen3", block("attn", "rope_style: interleaved, qk_norm: {offset: 1}"))
+    own("qwen3", block("attn", "rope: {theta: 1.0e4, style: interleaved}, qk_norm: {offset: 1}"))
     found = difference(Broken("qwen3", "", "", ""))
     changes = {cause.change for cause in found.causes}
-    assert changes == {"qk_norm.offset: 0", "rope_style: half"}
+    assert changes == {"qk_norm.offset: 0", "rope.style: half"}
 
 
 def test_two_mistakes_in_one_block(own) -> None:
-    own("gemma2", block("attn", "softcap: null, rope_style: interleaved"))
+    own("gemma2", block("attn", "softcap: null, rope: {theta: 1.0e4, style: interleaved}"))
     found = difference(Broken("gemma2", "", "", ""))
-    assert {cause.change.partition(":")[0] for cause in found.causes} == {"softcap", "rope_style"}
+    assert {cause.change.partition(":")[0] for cause in found.causes} == {"softcap", "rope.style"}
     assert found.causes[1].error < 3e-5 < found.causes[0].error
 
 

@@ -30,12 +30,12 @@ def test_pass(run) -> None:
 
 
 def test_fail(run, own) -> None:
-    own("llama", "layers: {blocks: {attn: {rope_style: interleaved}}}\n")
+    own("llama", "layers: {blocks: {attn: {rope: {theta: 10000.0, style: interleaved}}}}\n")
     status, out, _ = run("conf=own", "checkpoint=tiny", "model_type=llama")
     lines = [line.strip() for line in out.splitlines()]
     assert status == 1 and lines[-1] == "FAIL"
     assert "first difference: layers.0.attn (RopeAttn), conf/own.yaml:2" in lines
-    assert "cause        rope_style: half, instead of interleaved (conf/own.yaml:2)" in lines
+    assert "cause        rope.style: half, instead of interleaved (conf/own.yaml:2)" in lines
     assert "inside       layers.0.attn.qkv.q = model.layers.0.self_attn.q_proj: equal" in lines
     assert any(line.startswith("equation     x = x + attn(attn_norm(x)) (") for line in lines)
 

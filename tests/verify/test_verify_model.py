@@ -91,7 +91,7 @@ class TestAgainstAFile:
         assert not verify_model(tiny[0], against=file, tolerance=1e-12).passed
 
     def test_different(self, tiny, file: Path) -> None:
-        wrong = "conf.layers.blocks.attn.rope_style=interleaved"
+        wrong = "conf.layers.blocks.attn.rope.style=interleaved"
         report = verify_model(tiny[0], against=file, overrides=[wrong])
         assert not report.passed and report.difference is None
         assert "against=transformers does" in report.notes[0]

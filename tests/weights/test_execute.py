@@ -272,7 +272,7 @@ def test_buffers_are_recomputed():
     root = nn.Module()
     settings = RopeSettings(theta=100.0)
     with torch.device("meta"):
-        root.rope = RotaryEmbedding(settings, 8, "half")
+        root.rope = RotaryEmbedding(settings, 8)
     materialize(root, "cpu", torch.bfloat16)
     assert root.rope.inv_freq.is_meta
     reset_buffers(root, "cpu")
