@@ -1,11 +1,12 @@
-// Attention of one query token over the pages of its sequence, which are read where they lie.
+// Attention of a few neighbouring tokens of a sequence over its pages, which are read where they lie.
 //
-// Softmax in float32 in two passes, over the keys in ascending order: a token's result depends on
-// its own sequence only, wherever its pages are and whoever else is in the batch.
+// Softmax goes along with the reading (online; Milakov and Gimelshein 2018, Dao et al. 2022): keys
+// come in blocks that begin at multiples of KEYS, and each block adds its part to the sums of every
+// query. Where the blocks begin depends on no query, and keys that a query does not see add nothing:
+// a token's result depends on its own sequence only, whoever is computed with it.
 #pragma once
-#include <type_traits>
-
-#include "linear.h"
+#include "tile.h"
+#include "elementwise.h"
 
 struct Attention {
     int64_t heads, kv_heads, head_dim, page_size;
@@ -14,7 +15,68 @@ struct Attention {
     float scale, softcap;   // softcap 0: none
     const float* sinks;     // [heads] or null
     const float* slopes;    // [heads] of ALiBi, or null
+
+    int64_t group() const { return heads / kv_heads; }
+    int64_t first_key(int64_t position) const {
+        int64_t first = 0;
+        if (window) first = std::max(first, position - window + 1);
+        if (chunk) first = std::max(first, position - position % chunk);
+        return first;
+    }
 };
+
+constexpr int64_t KEYS = 2 * COLUMNS;  // of a block
+constexpr int QUERY_TOKENS = 16;       // the most tokens at a time
+constexpr float LOWEST = -1e30f;       // under every score
+
+// Tokens of one sequence: their heads, and where the results go, `stride` and `out_stride` apart.
+template <typename T>
+struct Queries {
+    const T* q;
+    T* out;
+    int64_t stride, out_stride;
+    const int32_t* pages;
+    int count;
+    int64_t positions[QUERY_TOKENS];
+};
+
+// Where a thread keeps the state of `heads` key heads with `rows` queries each.
+template <typename T>
+struct Sums {
+    int64_t rows, panels;
+    uint32_t* panel;  // of keys or values
+    T* q;             // [heads, rows, head_dim]
+    float* values;    // [heads, panels, rows, 32]
+    float* scores;    // [2, rows, 32] of one key head
+    T* weights;       // [rows, KEYS]
+    float* best;      // [heads, rows] the highest score so far
+    float* whole;     // [heads, rows, 16] sums of weights
+
+    Sums(const Attention& a, int64_t heads, int64_t rows, float* scratch)
+        : rows(rows), panels((a.head_dim + COLUMNS - 1) / COLUMNS) {
+        auto take = [&](int64_t count) {
+            float* place = scratch;
+            scratch += (count + LANES - 1) / LANES * LANES;
+            return place;
+        };
+        panel = (uint32_t*)take(std::max(a.head_dim, KEYS) * COLUMNS);
+        q = (T*)take(heads * rows * a.head_dim);
+        values = take(heads * panels * rows * COLUMNS);
+        scores = take(rows * KEYS);
+        weights = (T*)take(rows * KEYS);
+        best = take(heads * rows);
+        whole = take(heads * rows * LANES);
+        end = scratch;
+    }
+    float* end;
+};
+
+// Floats that `attend` needs for itself.
+static inline int64_t attention_scratch(const Attention& a) {
+    float* none = nullptr;
+    return std::max(Sums<float>(a, a.kv_heads, a.group(), none).end,
+                    Sums<float>(a, 1, a.group() * QUERY_TOKENS, none).end) - none;
+}
 
 // Where key or value `j` of a sequence is.
 template <typename T>
@@ -25,153 +87,162 @@ static inline const T* at_position(const Attention& a, const T* cache, const int
     return cache + (slot * a.kv_heads + kv) * a.head_dim;
 }
 
+// `rows` of x against a panel, a tile at a time.
 template <typename T>
-static inline vec4 four_products(const T* q, const T* const* keys, int64_t width) {
-    typedef Dot<T> D;
-    vec sum[4] = {};
-    int64_t i = 0;
-    for (; i + D::STEP <= width; i += D::STEP) {
-        typename D::Operand query = D::read(q + i);
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) sum[j] = D::add(sum[j], query, D::read(keys[j] + i));
+static void run_tiles(const T* x, int64_t stride, int64_t k, const uint32_t* panel, int64_t rows,
+                      float* out, bool add) {
+    int64_t tiles = (rows + TILE_ROWS - 1) / TILE_ROWS, row = 0;
+    for (int64_t t = 0; t < tiles; ++t) {
+        int count = (int)((rows - row + tiles - t - 1) / (tiles - t));
+        run_tile(Tile<T>{x + row * stride, stride, k, panel, out + row * COLUMNS, add}, count);
+        row += count;
     }
-    if (i < width) {
-        int rest = (int)(width - i);
-        typename D::Operand query = D::read_first(q + i, rest);
-        for (int j = 0; j < 4; ++j)
-            sum[j] = D::add(sum[j], query, D::read_first(keys[j] + i, rest));
-    }
-    return four_totals(sum[0], sum[1], sum[2], sum[3]);
 }
 
-// Scores of the query heads of `kv_count` key heads, over the keys `first` to `position`. All heads
-// of a token are read together, as they lie, and its values are called for meanwhile.
+// The keys of a block that any query sees.
+struct Block {
+    int64_t start, first, last;  // `start` is a multiple of KEYS; `last` is one of them
+    int64_t panel() const { return (first - start) / COLUMNS; }
+    int64_t panels() const { return (last - start) / COLUMNS + 1; }
+};
+
 template <typename T>
-static void attention_scores(const Attention& a, const T* q, const T* keys, const T* values,
-                             const int32_t* pages, int64_t kv, int64_t kv_count, int64_t first,
-                             int64_t position, float* scores, int64_t stride, int64_t head,
-                             int64_t group) {
-    int64_t line = 64 / sizeof(T), size = kv_count * a.head_dim;
-    for (int64_t j = first; j <= position; j += 4) {
-        int count = (int)std::min<int64_t>(4, position + 1 - j);
-        const T* four[4];
-        for (int c = 0; c < 4; ++c) {  // the last key again where there are fewer
-            int64_t token = std::min(j + c, position);
-            four[c] = at_position(a, keys, pages, kv, token);
-            const T* value = at_position(a, values, pages, kv, token);
-            for (int64_t i = 0; i < size; i += line) __builtin_prefetch(value + i, 0, 2);
+static void block_scores(const Attention& a, const T* keys, const int32_t* pages, int64_t kv,
+                         const Block& b, const T* q, const Sums<T>& s) {
+    for (int64_t p = b.panel(); p < b.panels(); ++p) {
+        const T* columns[COLUMNS];
+        for (int i = 0; i < COLUMNS; ++i) {  // another key again where there is none
+            int64_t key = b.start + p * COLUMNS + i;
+            key = std::max(b.first, std::min(b.last, key));
+            columns[i] = at_position(a, keys, pages, kv, key);
         }
-        for (int64_t g = 0; g < kv_count * group; ++g) {
-            if (g && g % group == 0)
-                for (int c = 0; c < 4; ++c) four[c] += a.head_dim;
-            vec4 score = four_products(q + g * a.head_dim, four, a.head_dim) * a.scale;
-            if (a.softcap != 0.0f)
-                for (int c = 0; c < 4; ++c) score[c] = a.softcap * tanhf(score[c] / a.softcap);
-            if (a.slopes)
-                for (int c = 0; c < 4; ++c)
-                    score[c] += a.slopes[head + g] * (float)(j + c - position);
-            memcpy(scores + g * stride + j - first, &score, count * sizeof(float));
-        }
+        for (int64_t u = 0; u < units_of<T>(a.head_dim); u += BLOCK)
+            pack_block(columns, u, a.head_dim, s.panel);
+        run_tiles(q, a.head_dim, a.head_dim, s.panel, s.rows, s.scores + p * s.rows * COLUMNS,
+                  false);
     }
 }
 
-// Scores -> weights that add up to one (less what a sink takes).
-static void softmax(float* scores, int64_t count, const float* sink) {
-    vec best = fill(sink ? *sink : -INFINITY);
-    int64_t padded = (count + LANES - 1) / LANES * LANES;
-    for (int64_t j = count; j < padded; ++j) scores[j] = -INFINITY;
-    for (int64_t j = 0; j < padded; j += LANES) best = maximum(load(scores + j), best);
-    float top = largest(best);
-    vec sum{};
-    for (int64_t j = 0; j < padded; j += LANES) {
-        vec weight = exponential(load(scores + j) - top);
-        sum += weight;
-        store(scores + j, weight);
-    }
-    float whole = total(sum) + (sink ? expf(*sink - top) : 0.0f);
-    for (int64_t j = 0; j < padded; j += LANES) store(scores + j, load(scores + j) / whole);
+// Scores `at` to `at + 16` of a query, of keys of which it sees `first` to `position`.
+static inline vec final_scores(const Attention& a, vec score, int64_t head, int64_t at,
+                               int64_t first, int64_t position) {
+    constexpr vec LANE = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    score = score * a.scale;
+    if (a.softcap != 0.0f) score = a.softcap * hyperbolic_tangent(score / a.softcap);
+    if (a.slopes) score = score + a.slopes[head] * (LANE + (float)(at - position));
+    if (at < first) score = LANE < (float)(first - at) ? fill(-INFINITY) : score;
+    if (at + LANES - 1 > position)
+        score = LANE > (float)(position - at) ? fill(-INFINITY) : score;
+    return score;
 }
 
-constexpr int VALUE_VECTORS = 4;  // vectors of a value that are summed at a time
-constexpr int VALUE_HEADS = 4;    // query heads that a value is read for at a time
-
-// Sums of values for HEADS query heads, of a part of the head: all VALUE_VECTORS (FULL) or less.
-template <typename T, int HEADS, bool FULL>
-static void weighted_part(const Attention& a, const T* values, const int32_t* pages, int64_t kv,
-                          int64_t first, int64_t position, const float* weights, int64_t stride,
-                          int64_t start, int64_t width, T* out) {
-    vec sum[HEADS][VALUE_VECTORS];
-    for (int h = 0; h < HEADS; ++h)
-        for (int v = 0; v < VALUE_VECTORS; ++v) sum[h][v] = vec{};
-    for (int64_t j = first; j <= position; ++j) {
-        const T* value = at_position(a, values, pages, kv, j) + start;
-        vec part[VALUE_VECTORS];
-#pragma GCC unroll 4
-        for (int v = 0; v < VALUE_VECTORS; ++v) {
-            int64_t rest = width - v * LANES;
-            if (FULL || rest >= LANES)
-                part[v] = load(value + v * LANES);
-            else
-                part[v] = rest > 0 ? load_first(value + v * LANES, (int)rest) : vec{};
+// A block's scores -> weights beside the highest score so far; the sums before become as small.
+template <typename T>
+static void block_weights(const Attention& a, const Queries<T>& queries, int64_t kv,
+                          const Block& b, const Sums<T>& s, float* values, float* best,
+                          float* whole) {
+    for (int64_t r = 0; r < s.rows; ++r) {
+        int64_t position = queries.positions[r / a.group()], first = a.first_key(position);
+        int64_t head = kv * a.group() + r % a.group();
+        vec score[KEYS / LANES], top = fill(best[r]), sum{};
+        for (int v = 0; v < KEYS / LANES; ++v) {
+            int64_t p = v * LANES / COLUMNS, lane = v * LANES % COLUMNS;
+            score[v] = fill(-INFINITY);
+            if (p >= b.panel() && p < b.panels())
+                score[v] = final_scores(a, load(s.scores + (p * s.rows + r) * COLUMNS + lane), head,
+                                        b.start + v * LANES, first, position);
+            top = maximum(score[v], top);
         }
-#pragma GCC unroll 4
-        for (int h = 0; h < HEADS; ++h) {
-            float weight = weights[h * stride + j - first];
-#pragma GCC unroll 4
-            for (int v = 0; v < VALUE_VECTORS; ++v) sum[h][v] += weight * part[v];
+        float highest = largest(top);
+        for (int v = 0; v < KEYS / LANES; ++v) {
+            vec weight = exponential(score[v] - highest);
+            sum += weight;
+            store(s.weights + r * KEYS + v * LANES, weight);
         }
+        vec before = load(whole + r * LANES);
+        if (highest > best[r]) {
+            vec less = exponential(fill(best[r] - highest));
+            before = before * less;
+            for (int64_t p = 0; p < s.panels; ++p)
+                for (int c = 0; c < COLUMNS; c += LANES) {
+                    float* place = values + (p * s.rows + r) * COLUMNS + c;
+                    store(place, load(place) * less);
+                }
+            best[r] = highest;
+        }
+        store(whole + r * LANES, before + sum);
     }
-#pragma GCC unroll 4
-    for (int h = 0; h < HEADS; ++h)
-#pragma GCC unroll 4
-        for (int v = 0; v < VALUE_VECTORS; ++v) {
-            int rest = (int)std::min<int64_t>(LANES, width - v * LANES);
-            T* place = out + h * a.head_dim + start + v * LANES;
-            if (FULL || rest == LANES)
-                store(place, sum[h][v]);
-            else if (rest > 0)
-                store_first(place, sum[h][v], rest);
-        }
+}
+
+// The unit of 16 dimensions of PER_UNIT neighbouring values.
+static inline uvec value_units(const float* const* values, int64_t d, int count) {
+    return (uvec)take(values[0] + d, count);
+}
+static inline uvec value_units(const bf16* const* values, int64_t d, int count) {
+    return (uvec)take(values[0] + d, count) >> 16 | (uvec)take(values[1] + d, count);
 }
 
 template <typename T>
-static void weighted_values(const Attention& a, const T* values, const int32_t* pages, int64_t kv,
-                            int64_t first, int64_t position, const float* weights, int64_t stride,
-                            int64_t group, T* out) {
-    constexpr int64_t PART = VALUE_VECTORS * LANES;
-    for (int64_t start = 0; start < a.head_dim; start += PART) {
-        int64_t width = std::min(PART, a.head_dim - start), g = 0;
-        auto part = [&](auto heads) {
-            auto run = width == PART ? weighted_part<T, heads.value, true>
-                                     : weighted_part<T, heads.value, false>;
-            run(a, values, pages, kv, first, position, weights + g * stride, stride, start, width,
-                out + g * a.head_dim);
-            g += heads.value;
-        };
-        while (g + VALUE_HEADS <= group) part(std::integral_constant<int, VALUE_HEADS>());
-        switch (group - g) {
-            case 3: part(std::integral_constant<int, 3>()); break;
-            case 2: part(std::integral_constant<int, 2>()); break;
-            case 1: part(std::integral_constant<int, 1>()); break;
+static void block_values(const Attention& a, const T* cache, const int32_t* pages, int64_t kv,
+                         const Block& b, const Sums<T>& s, float* values) {
+    int64_t begin = b.panel() * COLUMNS, keys = b.panels() * COLUMNS - begin;
+    const T* rows[KEYS];
+    for (int64_t j = 0; j < keys; ++j) {
+        int64_t key = std::max(b.first, std::min(b.last, b.start + begin + j));
+        rows[j] = at_position(a, cache, pages, kv, key);
+    }
+    for (int64_t p = 0; p < s.panels; ++p) {
+        for (int c = 0; c < COLUMNS; c += LANES) {
+            int64_t d = p * COLUMNS + c;
+            int count = (int)std::min<int64_t>(LANES, a.head_dim - d);
+            for (int64_t u = 0; u < keys / PER_UNIT<T>; ++u) {
+                uvec units{};
+                if (count > 0) units = value_units(rows + u * PER_UNIT<T>, d, count);
+                memcpy(s.panel + u * COLUMNS + c, &units, sizeof units);
+            }
         }
+        run_tiles(s.weights + begin, KEYS, keys, s.panel, s.rows, values + p * s.rows * COLUMNS,
+                  true);
     }
 }
 
-// Heads `head` to `head + count`, one head or all, of the token at `position`; scratch [count,
-// stride] floats.
+// Key heads `kv` to `kv + kv_count` and their queries, of tokens of one sequence.
 template <typename T>
-static void attend(const Attention& a, const T* q, const T* keys, const T* values,
-                   const int32_t* pages, int64_t position, int64_t head, int64_t count, T* out,
-                   float* scratch, int64_t stride) {
-    int64_t share = a.heads / a.kv_heads, kv = head / share, first = 0;
-    int64_t group = std::min(share, count), kv_count = count / group;
-    if (a.window) first = std::max(first, position - a.window + 1);
-    if (a.chunk) first = std::max(first, position - position % a.chunk);
-    attention_scores(a, q, keys, values, pages, kv, kv_count, first, position, scratch, stride,
-                     head, group);
-    for (int64_t h = 0; h < count; ++h)
-        softmax(scratch + h * stride, position - first + 1, a.sinks ? a.sinks + head + h : nullptr);
-    for (int64_t h = 0; h < count; h += group)
-        weighted_values(a, values, pages, kv + h / group, first, position, scratch + h * stride,
-                        stride, group, out + h * a.head_dim);
+static void attend(const Attention& a, const Queries<T>& queries, const T* keys, const T* values,
+                   int64_t kv, int64_t kv_count, float* scratch) {
+    int64_t group = a.group(), rows = queries.count * group, width = group * a.head_dim;
+    Sums<T> s(a, kv_count, rows, scratch);
+    int64_t size = s.panels * rows * COLUMNS, first = INT64_MAX, last = 0;
+    memset(s.values, 0, kv_count * size * sizeof(float));
+    memset(s.whole, 0, kv_count * rows * LANES * sizeof(float));
+    for (int64_t i = 0; i < kv_count * rows; ++i) {
+        const float* sink = a.sinks ? a.sinks + kv * group + i / rows * group + i % group : nullptr;
+        s.best[i] = sink ? *sink : LOWEST;
+        s.whole[i * LANES] = sink ? 1.0f : 0.0f;
+    }
+    for (int t = 0; t < queries.count; ++t) {
+        first = std::min(first, a.first_key(queries.positions[t]));
+        last = std::max(last, queries.positions[t]);
+        for (int64_t h = 0; h < kv_count; ++h)
+            memcpy(s.q + (h * rows + t * group) * a.head_dim,
+                   queries.q + t * queries.stride + (kv + h) * width, width * sizeof(T));
+    }
+    for (int64_t start = first / KEYS * KEYS; start <= last; start += KEYS) {
+        Block b{start, std::max(first, start), std::min(last, start + KEYS - 1)};
+        for (int64_t h = 0; h < kv_count; ++h) {
+            block_scores(a, keys, queries.pages, kv + h, b, s.q + h * rows * a.head_dim, s);
+            block_weights(a, queries, kv + h, b, s, s.values + h * size, s.best + h * rows,
+                          s.whole + h * rows * LANES);
+            block_values(a, values, queries.pages, kv + h, b, s, s.values + h * size);
+        }
+    }
+    for (int64_t i = 0; i < kv_count * rows; ++i) {
+        int64_t h = i / rows, r = i % rows;
+        T* out = queries.out + r / group * queries.out_stride + (kv + h) * width + r % group * a.head_dim;
+        float whole = total(load(s.whole + i * LANES));
+        by_lanes(a.head_dim, [&](int64_t d, int n) {
+            const float* sums = s.values + h * size + (d / COLUMNS * rows + r) * COLUMNS;
+            give(out + d, load(sums + d % COLUMNS) / whole, n);
+        });
+    }
 }

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "attention.h"
-#include "elementwise.h"
+#include "linear.h"
 
 enum Opcode {
     EMBED, LINEAR, RMS_NORM, LAYER_NORM, ADD, SCALE, SOFTCAP, ACTIVATE, GATE, HEADS, ATTEND, ROWS
@@ -16,6 +16,7 @@ enum Opcode {
 
 constexpr int64_t SPINS = 2000;  // looks at a piece that another thread holds, before yielding
 constexpr int64_t NORM_OVER_ALL = 1;  // kind of HEADS: one norm over all of them
+// The kind of LINEAR is an `Epilogue`, its offset the activation.
 
 // Mirrored by `Instruction` in cpu_program.py.
 struct Instruction {
@@ -38,21 +39,44 @@ struct Step {
     int64_t length;
     char* workspace;
     void* logits;
-    float* scratch;               // [threads, scratch_size]
+    float* scratch;               // [threads, scratch_size], see `scratch_size` below
     int64_t scratch_size;
-    int64_t rows, logit_rows, page_table_width, max_context, threads;
+    int64_t rows, logit_rows, page_table_width, threads;
     const int64_t *tokens, *positions, *slots, *wanted;
     const int32_t *page_table, *sequence_of;
     const void *const *cosines, *const *sines;
+};
+
+// Neighbouring rows that are tokens of one sequence.
+struct Run {
+    int64_t row;
+    int count;
 };
 
 template <typename T>
 struct Machine {
     const Step& step;
     std::vector<std::atomic<int64_t>> next, done;
+    std::vector<Run> runs, sampled_runs;
     std::atomic<int> arrived{0};
 
-    explicit Machine(const Step& s) : step(s), next(s.length), done(s.length) {}
+    explicit Machine(const Step& s)
+        : step(s), next(s.length), done(s.length), runs(find_runs(false)),
+          sampled_runs(find_runs(true)) {}
+
+    int64_t token_of(bool sampled, int64_t r) const { return sampled ? step.wanted[r] : r; }
+
+    std::vector<Run> find_runs(bool sampled) const {
+        std::vector<Run> found;
+        int64_t rows = sampled ? step.logit_rows : step.rows;
+        for (int64_t r = 0, last = -1; r < rows; ++r) {
+            int64_t sequence = step.sequence_of[token_of(sampled, r)];
+            if (sequence != last || found.back().count == QUERY_TOKENS) found.push_back({r, 0});
+            ++found.back().count;
+            last = sequence;
+        }
+        return found;
+    }
 
     T* at(int64_t value) const {
         return value == -1 ? (T*)step.logits : (T*)step.workspace + value;
@@ -61,10 +85,15 @@ struct Machine {
     int64_t rows_of(const Instruction& i) const { return i.sampled ? step.logit_rows : step.rows; }
 
     int64_t features_at_once(const Instruction& i) const {
-        int64_t share = i.n / (step.threads * 8);
-        return std::min<int64_t>(256, std::max<int64_t>(16, share / 8 * 8));
+        int64_t share = i.n / (step.threads * 8), panel = features_of_panel((int)i.kind);
+        return std::min<int64_t>(256, std::max<int64_t>(panel, share / panel * panel));
     }
-    bool by_head() const { return step.rows < 4 * step.threads; }
+    const std::vector<Run>& runs_of(const Instruction& i) const {
+        return i.sampled ? sampled_runs : runs;
+    }
+    bool by_head(const Instruction& i) const {
+        return (int64_t)runs_of(i).size() < 4 * step.threads;
+    }
 
     int64_t pieces(const Instruction& i) const {
         if (i.opcode == LINEAR) {
@@ -72,7 +101,7 @@ struct Machine {
             return (i.n + size - 1) / size;
         }
         if (i.opcode == ATTEND)
-            return step.rows * (by_head() ? i.attention.heads : 1);
+            return runs_of(i).size() * (by_head(i) ? i.attention.kv_heads : 1);
         int64_t size = rows_at_once(i);
         return (rows_of(i) + size - 1) / size;
     }
@@ -98,8 +127,9 @@ struct Machine {
     void execute(const Instruction& i, int64_t piece, float* scratch) const {
         if (i.opcode == LINEAR) {
             int64_t size = features_at_once(i), first = piece * size;
-            linear<T>(at(i.in), (const T*)i.weight, (const T*)i.bias, at(i.out), rows_of(i), i.k,
-                      i.n, first, std::min(i.n, first + size));
+            Product<T> product{at(i.in), (const T*)i.weight, (const T*)i.bias, at(i.out),
+                               rows_of(i), i.k, i.n, (int)i.kind, (int)i.offset};
+            linear(product, first, std::min(i.n, first + size), scratch);
         } else if (i.opcode == ATTEND) {
             attend_piece(i, piece, scratch);
         } else {
@@ -108,14 +138,23 @@ struct Machine {
         }
     }
 
+    // The last runs first: in a prefill they take longest. A token alone reads all heads of a key
+    // together, as they lie; of several tokens one head at a time, which stays in the first cache.
     void attend_piece(const Instruction& i, int64_t piece, float* scratch) const {
         const Attention& a = i.attention;
-        int64_t count = by_head() ? 1 : a.heads, groups = a.heads / count;
-        int64_t r = piece / groups, head = piece % groups * count;
-        const int32_t* pages = step.page_table + step.sequence_of[r] * step.page_table_width;
-        attend<T>(a, at(i.in) + r * i.k + head * a.head_dim, (const T*)i.keys, (const T*)i.values,
-                  pages, step.positions[r], head, count, at(i.out) + r * i.n + head * a.head_dim,
-                  scratch, step.max_context);
+        int64_t parts = by_head(i) ? a.kv_heads : 1, all = runs_of(i).size();
+        const Run& run = runs_of(i)[all - 1 - piece / parts];
+        int64_t token = token_of(i.sampled, run.row);
+        Queries<T> queries{at(i.in) + run.row * i.k, at(i.out) + run.row * i.n, i.k, i.n,
+                           step.page_table + step.sequence_of[token] * step.page_table_width,
+                           run.count};
+        for (int t = 0; t < run.count; ++t)
+            queries.positions[t] = step.positions[token_of(i.sampled, run.row + t)];
+        const T *keys = (const T*)i.keys, *values = (const T*)i.values;
+        if (parts > 1 || run.count == 1)
+            return attend(a, queries, keys, values, piece % parts, a.kv_heads / parts, scratch);
+        for (int64_t kv = 0; kv < a.kv_heads; ++kv)
+            attend(a, queries, keys, values, kv, 1, scratch);
     }
 
     void row(const Instruction& i, int64_t r) const {
@@ -209,6 +248,14 @@ extern "C" {
 // are there and awake; null: threads are started.
 void run_step_float32(const Step* step, void* team) { run_step<float>(*step, (Team)team); }
 void run_step_bfloat16(const Step* step, void* team) { run_step<bf16>(*step, (Team)team); }
+
+// Floats of scratch that each thread needs for steps of up to `rows` rows.
+int64_t scratch_size(const Instruction* program, int64_t length, int64_t rows) {
+    int64_t size = linear_scratch(rows);
+    for (const Instruction* i = program; i < program + length; ++i)
+        if (i->opcode == ATTEND) size = std::max(size, attention_scratch(i->attention));
+    return (size + LANES - 1) / LANES * LANES;
+}
 
 int64_t size_of_instruction() { return sizeof(Instruction); }
 int64_t size_of_step() { return sizeof(Step); }

@@ -59,10 +59,14 @@ static inline vec load(const bf16* p) {
 
 static inline void store(float* p, vec x) { memcpy(p, &x, sizeof x); }
 static inline void store(bf16* p, vec x) {
+#if defined(__AVX512BF16__)
+    __m256bh half = _mm512_cvtneps_pbh((__m512)x);
+#else
     uvec bits = (uvec)x;
     uvec even = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     uvec nan = (uvec)((bits & 0x7fffffff) > 0x7f800000);
     half_vec half = __builtin_convertvector((even & ~nan) | (nan & 0x7fc0), half_vec);
+#endif
     memcpy(p, &half, sizeof half);
 }
 
@@ -98,26 +102,38 @@ static inline vec minimum(vec a, vec b) { return a < b ? a : b; }
 
 // Always added in the same order, so that a sum does not depend on who asks for it.
 static inline float total(vec x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)x);
+#else
     float lane[LANES];
     store(lane, x);
     for (int width = LANES / 2; width; width /= 2)
         for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
     return lane[0];
+#endif
 }
-static inline float largest(vec x) {
+static inline float largest(vec x) {  // of numbers: NaN among them is passed over or not
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)x);
+#else
     float lane[LANES];
     store(lane, x);
     float best = lane[0];
     for (int i = 1; i < LANES; ++i) best = lane[i] > best ? lane[i] : best;
     return best;
+#endif
 }
 
 // e^x within 2 units in the last place (Cephes' polynomial); NaN stays NaN.
 static inline vec exponential(vec x) {
     vec clamped = x < -87.3f ? fill(-87.3f) : x;
-    clamped = clamped > 88.0f ? fill(88.0f) : clamped;
+    clamped = clamped > 89.0f ? fill(89.0f) : clamped;
+#if defined(__AVX512F__)
+    vec n = (vec)_mm512_roundscale_ps((__m512)(clamped * 1.44269504088896341f), 8);
+#else
     vec magic = fill(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
     vec n = (clamped * 1.44269504088896341f + magic) - magic;
+#endif
     vec r = clamped - n * 0.693359375f;
     r = r + n * 2.12194440e-4f;
     vec p = fill(1.9875691500e-4f);
@@ -127,9 +143,12 @@ static inline vec exponential(vec x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     vec y = p * r * r + r + 1.0f;
-    ivec exponent = (__builtin_convertvector(n, ivec) + 127) << 23;
-    y = y * (vec)exponent;
-    y = x < -87.3f ? fill(0.0f) : y;
+#if defined(__AVX512F__)
+    y = (vec)_mm512_scalef_ps((__m512)y, (__m512)n);
+#else
+    y = y * (vec)((__builtin_convertvector(n, ivec) + 127) << 23);
     y = x > 88.0f ? fill(INFINITY) : y;
-    return x == x ? y : x;
+    y = x == x ? y : x;
+#endif
+    return x < -87.3f ? fill(0.0f) : y;
 }
