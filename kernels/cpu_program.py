@@ -1,4 +1,4 @@
-"""Programs for the CPU kernels: the instructions of cpu/program.cpp and the call that runs them."""
+"""Programs of the CPU kernels: the instructions of cpu/instructions.h, and the call to run them."""
 
 from __future__ import annotations
 
@@ -16,21 +16,59 @@ NOTHING = -2
 
 
 class Opcode(IntEnum):
-    """What an instruction does to each row; the order is that of cpu/program.cpp."""
+    """What an instruction does; the order is that of cpu/instructions.h."""
 
     EMBED = 0
     LINEAR = 1
     RMS_NORM = 2
     LAYER_NORM = 3
     ADD = 4
-    SCALE = 5
-    SOFTCAP = 6
-    ACTIVATE = 7
-    GATE = 8
-    HEADS = 9
-    ATTEND = 10
-    ROWS = 11
+    MULTIPLY = 5
+    SCALE = 6
+    SOFTCAP = 7
+    ACTIVATE = 8
+    XIELU = 9
+    GATE = 10
+    CLIP = 11
+    TURN = 12
+    STORE = 13
+    ATTEND = 14
+    ROWS = 15
+    POSITIONS = 16
+    TABLE = 17
+    SCORE_EXPERTS = 18
+    CHOOSE_EXPERTS = 19
+    GROUP_BY_EXPERT = 20
+    GATHER = 21
+    EXPERT_LINEAR = 22
+    COMBINE = 23
+    ABSORB = 24
+    ATTEND_LATENT = 25
+    READ_LATENT = 26
 
+
+# Those that make a row of the same row of what came before, so that they may run in a chain.
+ROW_BY_ROW = frozenset(
+    {
+        Opcode.RMS_NORM,
+        Opcode.LAYER_NORM,
+        Opcode.ADD,
+        Opcode.MULTIPLY,
+        Opcode.SCALE,
+        Opcode.SOFTCAP,
+        Opcode.ACTIVATE,
+        Opcode.XIELU,
+        Opcode.GATE,
+        Opcode.CLIP,
+        Opcode.TURN,
+        Opcode.STORE,
+        Opcode.POSITIONS,
+        Opcode.TABLE,
+        Opcode.CHOOSE_EXPERTS,
+    }
+)
+# Those that such a chain may begin with.
+BEGINS_CHAIN = ROW_BY_ROW | {Opcode.EMBED, Opcode.GATHER, Opcode.COMBINE}
 
 # Activations by the names that blocks have for them.
 ACTIVATIONS = {
@@ -45,7 +83,25 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": 2,
     "relu": 3,
     "relu2": 4,
+    "sigmoid": 5,
+    "tanh": 6,
+    "quick_gelu": 7,
+    "linear": 8,
+    "gelu_10": 9,
+    "hardswish": 10,
+    "laplace": 11,
+    "leaky_relu": 12,
+    "mish": 13,
+    "relu6": 14,
+    "softplus": 15,
+    "sqrtsoftplus": 16,
 }
+
+
+class SpanFields(ctypes.Structure):
+    """`Span` of cpu/instructions.h: units of a row."""
+
+    _fields_ = tuple((name, _I) for name in ("first", "count", "stride", "width"))
 
 
 class AttentionFields(ctypes.Structure):
@@ -66,33 +122,60 @@ class AttentionFields(ctypes.Structure):
     )
 
 
-class Instruction(ctypes.Structure):
-    """`Instruction` of cpu/program.cpp."""
+class RouterKind(IntEnum):
+    """How a router scores; the order is that of cpu/experts.h."""
+
+    SOFTMAX = 0
+    SIGMOID = 1
+    SPARSE_MIXER = 2
+
+
+class RoutingFields(ctypes.Structure):
+    """`Routing` of cpu/experts.h."""
 
     _fields_ = (
-        *((name, _I) for name in ("opcode", "input", "input2", "out", "out2")),
-        *((name, _P) for name in ("weight", "bias", "weight2", "keys", "values")),
-        *((name, _I) for name in ("k", "n", "sampled", "table")),
-        *((name, _I) for name in ("rotary_dim", "interleaved", "kind", "offset")),
-        ("scalar", _F),
-        ("eps", _F),
+        *((name, _I) for name in ("experts", "top_k", "kind", "groups", "top_groups", "best_two")),
+        *((name, _I) for name in ("normalise", "weigh_input")),
+        *((name, _F) for name in ("min_sum", "scale", "jitter")),
+        ("selection_bias", _P),
+    )
+
+
+class LatentFields(ctypes.Structure):
+    """`Latent` of cpu/latent.h."""
+
+    _fields_ = tuple((name, _I) for name in ("nope", "rope", "rank", "value"))
+
+
+class Instruction(ctypes.Structure):
+    """`Instruction` of cpu/instructions.h."""
+
+    _fields_ = (
+        *((name, _I) for name in ("opcode", "chain", "input", "input2", "out", "out2")),
+        *((name, _P) for name in ("weight", "bias", "keys", "values")),
+        *((name, _I) for name in ("k", "n", "sampled", "times", "table")),
+        *((name, _I) for name in ("interleaved", "kind", "offset", "weight_step", "shared")),
+        *((name, _F) for name in ("scalar", "eps", "limit", "up_offset")),
+        ("span", SpanFields),
         ("attention", AttentionFields),
+        ("routing", RoutingFields),
+        ("latent", LatentFields),
     )
 
 
 class Step(ctypes.Structure):
-    """`Step` of cpu/program.cpp."""
+    """`Step` of cpu/instructions.h."""
 
     _fields_ = (
-        ("program", ctypes.POINTER(Instruction)),
+        ("program", _P),
         ("length", _I),
         ("workspace", _P),
         ("logits", _P),
         ("scratch", _P),
         ("scratch_size", _I),
-        *((n, _I) for n in ("rows", "logit_rows", "page_table_width", "threads")),
+        *((n, _I) for n in ("rows", "logit_rows", "page_table_width", "max_context", "threads")),
         *((name, _P) for name in ("tokens", "positions", "slots", "wanted")),
-        *((name, _P) for name in ("page_table", "sequence_of", "cosines", "sines")),
+        *((name, _P) for name in ("page_table", "sequence_of", "tables")),
     )
 
 
@@ -104,22 +187,11 @@ def can_run(dtype: torch.dtype) -> bool:
     return dtype in _RUN and cpu_library() is not None
 
 
-def scratch_size(instructions: ctypes.Array, max_rows: int) -> int:
-    """The float32 numbers that each thread needs for itself in steps of up to `max_rows` rows."""
-    function = _library().scratch_size
-    function.restype = _I
-    return function(instructions, _I(len(instructions)), _I(max_rows))
-
-
 def run(step: Step, dtype: torch.dtype) -> None:
     """Run a program; every address in `step` must be valid until it returns."""
-    getattr(_library(), _RUN[dtype])(ctypes.byref(step), _P(thread_team()))
-
-
-def _library() -> ctypes.CDLL:
     library = cpu_library()
     assert library is not None, "ask can_run first"
-    return library
+    getattr(library, _RUN[dtype])(ctypes.byref(step), _P(thread_team()))
 
 
 def addresses(tensors: list[torch.Tensor]) -> ctypes.Array:

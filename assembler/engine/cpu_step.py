@@ -2,24 +2,27 @@
 
 A decode reads every weight once and does little with it; what a framework adds to each of the many
 small operations then counts as much as they do. A prefill writes large intermediate results, which
-cost page faults and passes over memory. The model is lowered to a program (`cpu_lowering`), and a
-step is one call in memory that is there already.
+cost page faults and passes over memory. The model is lowered to a program (`lowering`), and a step
+is one call in memory that is there already; what has no instruction is left to torch in between.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
-from ctypes import addressof
+from ctypes import addressof, sizeof
+from typing import Any
 
 import torch
 from torch import nn
 
 from assembler.blocks.context import ForwardContext
-from assembler.engine.cpu_lowering import NotLowered, Program, lower
 from assembler.engine.kv_cache import KVCache
+from assembler.engine.lowering import NotLowered, Program, lower
+from assembler.engine.lowering.program import Tokens, TorchCall, Value
 from assembler.kernels.cpu_library import has_matrix_unit
-from assembler.kernels.cpu_program import Instruction, Step, addresses, can_run, run, scratch_size
+from assembler.kernels.cpu_program import LOGITS, Instruction, Step, addresses, can_run, run
 
 # Tokens of a step; more of them run in torch. Where the processor multiplies matrices by itself
 # (AMX), torch's products of bfloat16 are the faster ones from some 64 rows on.
@@ -27,6 +30,7 @@ MAX_ROWS = 2048
 MAX_ROWS_BESIDE_AMX = 64
 
 _log = logging.getLogger(__name__)
+_SCORES_AT_ONCE = 16  # the lanes that a row of scores is padded to
 
 
 class CPUStep:
@@ -41,33 +45,37 @@ class CPUStep:
             self._every_row = torch.arange(program.max_rows)
             self._rows = torch.arange(program.max_rows, dtype=torch.int32)
         self._scratch = torch.empty(0)
-        self._scratch_size = scratch_size(self._instructions, program.max_rows)
+        self._heads = max((i.attention.heads for i in program.instructions), default=1)
 
     def fits(self, input_ids: torch.Tensor) -> bool:
         """Whether a step of these tokens is small enough."""
         return input_ids.shape[0] <= self.program.max_rows
 
     def __call__(self, input_ids: torch.Tensor, ctx: ForwardContext) -> torch.Tensor:
-        """What the model gives: [T] -> logits [R, vocab]. They are valid until the next call."""
+        """What the model gives: [T] -> logits [R, vocab]. They are valid until the next call.
+
+        Raises IndexError for a position that a table of positions does not have.
+        """
         program, paged = self.program, ctx.paged
+        self._check_positions(ctx.positions)
         threads = torch.get_num_threads()
-        scratch = self._scratch_of(threads)
+        context = -(-paged.max_context_len // _SCORES_AT_ONCE) * _SCORES_AT_ONCE
+        scratch = self._scratch_of(threads * self._heads * context)
         wanted = self._every_row if ctx.logit_rows is None else ctx.logit_rows
         num_wanted = len(input_ids) if ctx.logit_rows is None else len(wanted)
         logits = self._logits_of(num_wanted)
-        tables = [rope(ctx, program.dtype) for rope in program.ropes]
-        cosines, sines = (addresses([table[side] for table in tables]) for side in (0, 1))
+        made = [table for make in program.tables for table in make(ctx, program.dtype)]
+        tables = addresses(made)
         sequence_of = self._sequences(ctx)
         step = Step(
-            program=self._instructions,
-            length=len(self._instructions),
             workspace=self._workspace.data_ptr(),
             logits=logits.data_ptr(),
             scratch=scratch.data_ptr(),
-            scratch_size=self._scratch_size,
+            scratch_size=self._heads * context,
             rows=len(input_ids),
             logit_rows=num_wanted,
             page_table_width=paged.page_table.shape[1],
+            max_context=context,
             threads=threads,
             tokens=input_ids.data_ptr(),
             positions=ctx.positions.data_ptr(),
@@ -75,11 +83,49 @@ class CPUStep:
             wanted=wanted.data_ptr(),
             page_table=paged.page_table.data_ptr(),
             sequence_of=sequence_of.data_ptr(),
-            cosines=addressof(cosines),
-            sines=addressof(sines),
+            tables=addressof(tables),
         )
-        run(step, program.dtype)
+        start = 0
+        for call in program.calls:
+            self._run(step, start, call.before)
+            self._call_torch(call, input_ids, logits, ctx)
+            start = call.before
+        self._run(step, start, len(self._instructions))
         return logits
+
+    def _run(self, step: Step, start: int, end: int) -> None:
+        """Run the instructions from `start` on and before `end`."""
+        if start < end:
+            offset = start * sizeof(Instruction)
+            step.program, step.length = addressof(self._instructions) + offset, end - start
+            run(step, self.program.dtype)
+
+    def _call_torch(
+        self, call: TorchCall, input_ids: torch.Tensor, logits: torch.Tensor, ctx: ForwardContext
+    ) -> None:
+        """Do in torch what has no instruction."""
+
+        def tensor(arg: Any) -> Any:
+            if isinstance(arg, Tokens):
+                return input_ids
+            if not isinstance(arg, Value):
+                return arg
+            if arg.place == LOGITS:
+                return logits
+            numbers = self._workspace[arg.place : arg.place + len(input_ids) * arg.width]
+            return numbers.view(-1, arg.width)
+
+        context = (ctx,) if call.takes_context else ()
+        results = call.function(*map(tensor, call.args), *context)
+        if len(call.outs) == 1:
+            results = (results,)
+        for out, result in zip(call.outs, results, strict=True):
+            tensor(out).copy_(result)
+
+    def _check_positions(self, positions: torch.Tensor) -> None:
+        known = self.program.num_positions
+        if known is not None and int(positions.max()) >= known:
+            raise IndexError(f"position {int(positions.max())} of a model that knows {known}")
 
     def _sequences(self, ctx: ForwardContext) -> torch.Tensor:
         """[T] int32: which sequence each token belongs to."""
@@ -95,11 +141,11 @@ class CPUStep:
                 self._logits = self._logits.new_empty(rows, self.program.vocab_size)
         return self._logits[:rows]
 
-    def _scratch_of(self, threads: int) -> torch.Tensor:
-        """Memory for each of the threads."""
-        if len(self._scratch) < threads * self._scratch_size:
+    def _scratch_of(self, size: int) -> torch.Tensor:
+        """Memory for `size` scores, which grows by powers of two as contexts grow."""
+        if len(self._scratch) < size:
             with torch.inference_mode(False):
-                self._scratch = torch.empty(threads * self._scratch_size)
+                self._scratch = torch.empty(1 << (size - 1).bit_length())
         return self._scratch
 
 
@@ -119,4 +165,9 @@ def cpu_step(
     except NotLowered as reason:
         _log.info("steps run in torch: there is no CPU kernel for %s", reason)
         return None
-    return CPUStep(program) if can_run(dtype) else None
+    if not can_run(dtype):
+        return None
+    for name, count in Counter(call.name for call in program.calls).items():
+        reason = program.reasons[name]
+        _log.info("torch runs %s within the CPU kernels' steps, %d times: %s", name, count, reason)
+    return CPUStep(program)

@@ -48,7 +48,7 @@ static inline void give(T* p, vec x, int count) {
         store_first(p, x, count);
 }
 
-// y = act(x), or act(gate) * (up + offset) of a row [gate, up].
+// y = act(x), or act(gate) * up of a row [gate, up].
 template <typename T>
 static void activate_row(const T* x, T* y, int64_t width, int kind) {
     by_lanes(width, [&](int64_t i, int n) { give(y + i, activate(take(x + i, n), kind), n); });
@@ -95,7 +95,7 @@ static void rms_norm_row(const T* x, const T* weight, T* y, int64_t width, float
 
 template <typename T>
 static void layer_norm_row(const T* x, const T* weight, const T* bias, T* y, int64_t width,
-                           float eps) {
+                           float eps, int offset) {
     vec sum{}, squares{};
     by_lanes(width, [&](int64_t i, int n) { sum += take(x + i, n); });
     float mean = total(sum) / (float)width;
@@ -108,7 +108,10 @@ static void layer_norm_row(const T* x, const T* weight, const T* bias, T* y, int
     float factor = 1.0f / sqrtf(total(squares) / (float)width + eps);
     by_lanes(width, [&](int64_t i, int n) {
         vec normed = (take(x + i, n) - mean) * factor;
-        if (weight) normed = normed * take(weight + i, n);
+        if (weight) {
+            vec factor = take(weight + i, n);
+            normed = normed * (offset ? rounded<T>(factor + 1.0f) : factor);
+        }
         if (bias) normed = normed + take(bias + i, n);
         give(y + i, normed, n);
     });

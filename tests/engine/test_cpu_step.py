@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from assembler.blocks.context import ForwardContext
-from assembler.engine.cpu_lowering import NotLowered, lower
 from assembler.engine.cpu_step import CPUStep, cpu_step
+from assembler.engine.lowering import lower
 from assembler.kernels.cpu_library import cpu_library
 from assembler.loading import load_model
 from assembler.verifying.paged_texts import PagedTexts
@@ -113,14 +113,6 @@ def test_only_the_wanted_rows_get_logits(tiny: Tiny):
 
     paged.model = some
     paged.advance(CHUNKS[0], [LENGTH] * 2)
-
-
-@pytest.mark.parametrize("tiny", ["mixtral"], indirect=True)
-def test_a_model_without_instructions_runs_in_torch(tiny: Tiny):
-    paged = PagedTexts(tiny.model, texts_of(tiny.model), "torch")
-    with pytest.raises(NotLowered, match="block"):
-        lower(tiny.model, paged.kv_caches, MAX_ROWS, torch.float32)
-    assert cpu_step(tiny.model, paged.kv_caches, torch.device("cpu"), torch.float32) is None
 
 
 @pytest.mark.parametrize("tiny", ["llama"], indirect=True)
