@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from assembler.blocks.context import BuildContext, ForwardContext
 from assembler.blocks.parallel import Part, ShardDim
 from assembler.errors import SpecError
+from assembler.kernels.embedding import embed
 
 
 class Embedding(nn.Module):
@@ -45,17 +46,10 @@ class Embedding(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Token ids [...] -> [..., width]."""
-        x = F.embedding(tokens, self.weight) if self.tp.size == 1 else self._embed_share(tokens)
-        if self.scale == 1.0:
-            return x
-        return x * torch.tensor(self.scale, dtype=self.weight.dtype, device="cpu")
-
-    def _embed_share(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Embed the tokens whose rows are here, zeros for the others, and sum over the ranks."""
-        local = tokens - self.rows.start
-        elsewhere = (local < 0) | (local >= len(self.rows))
-        x = F.embedding(local.masked_fill(elsewhere, 0), self.weight)
-        return self.tp.all_reduce(x.masked_fill(elsewhere[..., None], 0.0))
+        if self.tp.size == 1:
+            return embed(tokens, self.weight, self.scale)
+        # Of each token one rank has the row and the others zeros.
+        return self.tp.all_reduce(embed(tokens, self.weight, self.scale, self.rows))
 
     def shard_dims(self) -> dict[str, ShardDim]:
         """The vocabulary is split."""
