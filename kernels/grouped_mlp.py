@@ -13,6 +13,7 @@ import torch
 
 from assembler.kernels.expert_weights import ExpertWeights
 from assembler.kernels.gating import Gating
+from assembler.kernels.grouped_mlp_meta import grouped_mlp_meta
 from assembler.kernels.grouped_mlp_torch import grouped_mlp_torch
 
 
@@ -28,7 +29,8 @@ def grouped_mlp(
     """The weighted sum of what each token's experts make of it -> [N, H].
 
     On CUDA and HIP devices Triton kernels do the work where they can (Triton is installed, nothing
-    needs a gradient, the kernel knows the activation), plain torch everywhere else.
+    needs a gradient, the kernel knows the activation), plain torch everywhere else; on the meta
+    device nothing is computed.
 
     Args:
         x: [N, H].
@@ -46,6 +48,8 @@ def kernel_for(
     device: torch.device, activation: str, needs_gradient: bool
 ) -> Callable[..., torch.Tensor]:
     """The implementation that `grouped_mlp` takes on that device (HIP devices are "cuda" too)."""
+    if device.type == "meta":
+        return grouped_mlp_meta
     if device.type == "cuda" and not needs_gradient and _triton_is_there():
         # Triton is imported by those who use it only: it is not there on every platform.
         from assembler.kernels.activation_triton import KNOWN_ACTIVATIONS

@@ -21,6 +21,7 @@ from assembler.engine.page_pool import PagePool
 from assembler.engine.peers import Peers
 from assembler.engine.sampler import Sampler
 from assembler.engine.scheduler import Scheduler
+from assembler.engine.step_memory import step_memory
 from assembler.errors import OptionError
 
 if TYPE_CHECKING:
@@ -149,8 +150,12 @@ def _num_pages(
 ) -> int:
     """Pages of the cache: what the budget holds, but no more than can ever be in use."""
     sharing = 1 if peers is None or device.type != "cpu" else peers.size
-    budget = options.kv_cache_memory_bytes or cache_budget(
-        device, options.gpu_memory_utilization, sharing
-    )
+    budget = options.kv_cache_memory_bytes
+    if budget is None:
+        step = 0  # on a CPU the cache leaves more than any step takes
+        if device.type != "cpu":
+            num_tokens = _max_num_batched_tokens(options, max_model_len)
+            step = step_memory(model, num_tokens, options.max_num_seqs)
+        budget = cache_budget(device, options.gpu_memory_utilization, sharing, step)
     pages = pages_in_budget(budget, cache_specs(model), options.page_size, dtype)
     return min(pages, options.max_num_seqs * -(-max_model_len // options.page_size))

@@ -42,31 +42,37 @@ def bytes_per_page(specs: Sequence[CacheSpec], page_size: int, dtype: torch.dtyp
     return numbers * page_size * dtype.itemsize
 
 
-def cache_budget(device: torch.device, utilization: float | None, num_sharing: int = 1) -> int:
+def cache_budget(
+    device: torch.device, utilization: float | None, num_sharing: int = 1, step_bytes: int = 0
+) -> int:
     """Bytes of the KV cache of a rank whose weights are there.
 
     Args:
         utilization: which share of the device's memory weights and cache may take together; None:
             on a GPU 0.9 of what is free, on a CPU a quarter of the physical memory.
         num_sharing: ranks that share the device's memory.
+        step_bytes: what has to stay free for the largest step.
 
     Raises:
         OptionError: the share is used up already.
     """
     free, total = device_memory(device)
-    if utilization is None:
-        return (
-            int(total * _HOST_SHARE) // num_sharing
-            if device.type == "cpu"
-            else int(free * _GPU_SHARE)
-        )
+    if utilization is None and device.type == "cpu":
+        return int(total * _HOST_SHARE) // num_sharing
     used = _resident_bytes() if device.type == "cpu" else total - free
-    budget = int(total * utilization) // num_sharing - used
+    if utilization is None:
+        share = used + int(free * _GPU_SHARE)
+        said = f"what is in use on {device}, and {_GPU_SHARE} of the rest,"
+    else:
+        share = int(total * utilization) // num_sharing
+        said = f"gpu_memory_utilization={utilization} of the {_size(total)} of {device}"
+    budget = share - used - step_bytes
     if budget <= 0:
         raise OptionError(
-            f"gpu_memory_utilization={utilization} of the {_size(total)} of {device} is "
-            f"{_size(int(total * utilization))}, and {_size(used * num_sharing)} are in use "
-            "already: nothing is left for the KV cache. Raise it, or set kv_cache_memory_bytes."
+            f"{said} is {_size(share * num_sharing)}; {_size(used * num_sharing)} are in use "
+            f"already and the largest step takes {_size(step_bytes)}: nothing is left for the KV "
+            "cache. Raise gpu_memory_utilization, lower max_num_batched_tokens or max_num_seqs, or "
+            "set kv_cache_memory_bytes."
         )
     return budget
 

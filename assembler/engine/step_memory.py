@@ -1,0 +1,84 @@
+"""What a step of the engine takes besides weights and KV cache, found without running it."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import nn
+
+from assembler.blocks.context import ForwardContext
+from assembler.engine.kv_cache import cache_specs
+from assembler.engine.live_memory import LiveMemory
+from assembler.kernels.attention_options import AttentionOptions
+from assembler.kernels.paged_batch import PagedBatch
+
+
+@torch.inference_mode()
+def step_memory(model: nn.Module, num_tokens: int, num_logits: int) -> int:
+    """Bytes that live at the fullest moment of a step of `num_tokens` tokens.
+
+    The model runs on the meta device, with its own parameters' shapes and dtypes, and every tensor
+    that its operators make is counted; logits and their float32 copy for sampling too. Not counted
+    are workspaces inside of operators, and what attention over a split context keeps.
+
+    Args:
+        model: a model on any device, which is left as it is.
+        num_logits: rows of logits, one for each sequence that samples.
+    """
+    num_logits = min(num_logits, num_tokens)
+    tensors = dict(itertools.chain(model.named_parameters(), model.named_buffers()))
+    absent = {name: tensor.to("meta") for name, tensor in tensors.items()}
+    with torch.device("meta"):
+        input_ids, ctx = meta_step(model, num_tokens, num_logits)
+        held = [*absent.values(), *(keys for keys, _ in ctx.kv_caches)]
+        with LiveMemory(held) as memory:
+            logits = torch.func.functional_call(model, absent, (input_ids, ctx))
+            logits = logits.float()
+    return memory.peak
+
+
+def meta_step(
+    model: nn.Module, num_tokens: int, num_logits: int
+) -> tuple[torch.Tensor, ForwardContext]:
+    """A prefill of one sequence: every fill of the pages takes the same memory."""
+    ids = torch.empty(num_tokens, dtype=torch.int64)
+    one = torch.empty(1, dtype=torch.int32)
+    batch = PagedBatch(
+        slot_mapping=ids,
+        page_table=one[None],
+        cu_seqlens_q=torch.empty(2, dtype=torch.int32),
+        context_lens=one,
+        max_seqlen_q=num_tokens,
+        max_context_len=num_tokens,
+    )
+    nothing = torch.empty(0)
+    ctx = ForwardContext(
+        positions=ids,
+        sequence_lengths=ids,
+        paged=batch,
+        attention=_AttentionShapes(),
+        kv_caches=[(nothing, None if spec.latent else nothing) for spec in cache_specs(model)],
+        logit_rows=ids[:num_logits],
+    )
+    return ids, ctx
+
+
+class _AttentionShapes:
+    """An attention backend that stores nothing and returns what has the right shape."""
+
+    name = "meta"
+
+    def store_kv(self, *tensors: torch.Tensor | None) -> None:
+        """Nothing is kept."""
+
+    def attend(
+        self,
+        q: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor | None,
+        batch: PagedBatch,
+        options: AttentionOptions,
+    ) -> torch.Tensor:
+        """q [T, H, D] -> [T, H, Dv]."""
+        return q.new_empty(*q.shape[:-1], options.value_dim or q.shape[-1])

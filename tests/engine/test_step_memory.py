@@ -1,0 +1,90 @@
+"""What a step is said to take, against what the allocator hands out while it runs."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_llama import save_llama
+
+from assembler.engine import build
+from assembler.engine.kv_cache import cache_budget
+from assembler.engine.live_memory import LiveMemory
+from assembler.engine.options import EngineOptions
+from assembler.engine.step_memory import meta_step, step_memory
+from assembler.errors import OptionError
+from assembler.loading import load_model
+
+TOKENS, LOGITS = 200, 20
+
+
+def allocated_peak(run) -> int:
+    """The most bytes that torch's CPU allocator had given out during `run()`."""
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
+        run()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(itertools.accumulate(changes))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("vocab_size", [260, 4000])  # the fullest moment is in a layer, or the head
+def test_a_step_takes_what_is_said(vocab_size: int, dtype: torch.dtype, tmp_path: Path):
+    save_llama(tmp_path, vocab_size=vocab_size, intermediate_size=150)
+    model = load_model(tmp_path, dtype=dtype)
+    with torch.device("meta"):
+        ids, ctx = meta_step(model, TOKENS, LOGITS)
+    ids = torch.zeros_like(ids, device="cpu")
+    real = {"positions": ids, "sequence_lengths": ids, "logit_rows": ids[:LOGITS]}
+    ctx = type(ctx)(**{**vars(ctx), **real, "shared": {}})
+
+    @torch.inference_mode()
+    def run():
+        model(ids, ctx).float()
+
+    run()  # what is made once is no matter of a step
+    ctx.shared.clear()
+    assert step_memory(model, TOKENS, LOGITS) == pytest.approx(allocated_peak(run), rel=0.05)
+    assert all(parameter.device.type == "cpu" for parameter in model.parameters())
+
+
+def test_fewer_tokens_than_sequences_sample_once_each(tmp_path: Path):
+    save_llama(tmp_path)
+    model = load_model(tmp_path)
+    assert step_memory(model, 8, 100) == step_memory(model, 8, 8) < step_memory(model, 9, 9)
+
+
+def test_views_are_free_and_what_is_let_go_is_given_back():
+    with torch.device("meta"):
+        known = torch.empty(100)
+        with LiveMemory([known]) as memory:
+            made = known + 1
+            view = made.view(10, 10)
+            del made
+            assert memory.now == 400
+            known.add_(view.flatten())
+            assert memory.now == memory.peak == 400
+            del view
+            assert (memory.now, memory.peak) == (0, 400)
+
+
+def test_a_gpu_keeps_room_for_the_largest_step(monkeypatch, tmp_path: Path):
+    """The device is a stand-in: only its memory is asked for."""
+    monkeypatch.setattr(
+        "assembler.engine.kv_cache.device_memory", lambda device: (1 << 20, 4 << 20)
+    )
+    gpu = torch.device("cuda")
+    assert cache_budget(gpu, None, step_bytes=1000) == int(0.9 * (1 << 20)) - 1000
+    assert cache_budget(gpu, 0.9, step_bytes=1000) == int(0.9 * (4 << 20)) - (3 << 20) - 1000
+    with pytest.raises(OptionError, match=r"largest step takes 1 MiB: .* lower max_num_batch"):
+        cache_budget(gpu, None, step_bytes=1 << 20)
+
+    save_llama(tmp_path)
+    model = load_model(tmp_path)
+    page = 2 * 3 * 2 * 8 * 16 * 4  # keys and values, layers, heads of 8, tokens of a page, float32
+    for num_tokens in (64, 512):
+        options = EngineOptions(max_num_batched_tokens=num_tokens, max_num_seqs=64)
+        pages = build._num_pages(model, options, 256, gpu, torch.float32, None)
+        free = int(0.9 * (1 << 20)) - step_memory(model, num_tokens, 64)
+        assert pages == free // page
