@@ -25,6 +25,7 @@ _HOMES = {
     "logits": "assembler.loading",
     "load_spec": "assembler.model.compose",
     "build_model": "assembler.model.build",
+    "show_model": "assembler.show",
     "verify_model": "assembler.verify",
     "AssemblerError": "assembler.errors",
 }
@@ -40,6 +41,7 @@ __all__ = [
     "load_model",
     "load_spec",
     "logits",
+    "show_model",
     "verify_model",
 ]
 
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from assembler.loading import load_model, logits
     from assembler.model.build import build_model
     from assembler.model.compose import load_spec
+    from assembler.show import show_model
     from assembler.verify import verify_model
 
 
