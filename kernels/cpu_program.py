@@ -43,8 +43,7 @@ class Opcode(IntEnum):
     EXPERT_LINEAR = 22
     COMBINE = 23
     ABSORB = 24
-    ATTEND_LATENT = 25
-    READ_LATENT = 26
+    READ_LATENT = 25
 
 
 # Those that make a row of the same row of what came before, so that they may run in a chain.
@@ -173,7 +172,7 @@ class Step(ctypes.Structure):
         ("logits", _P),
         ("scratch", _P),
         ("scratch_size", _I),
-        *((n, _I) for n in ("rows", "logit_rows", "page_table_width", "max_context", "threads")),
+        *((n, _I) for n in ("rows", "logit_rows", "page_table_width", "threads")),
         *((name, _P) for name in ("tokens", "positions", "slots", "wanted")),
         *((name, _P) for name in ("page_table", "sequence_of", "tables")),
     )
@@ -187,11 +186,22 @@ def can_run(dtype: torch.dtype) -> bool:
     return dtype in _RUN and cpu_library() is not None
 
 
+def scratch_size(instructions: ctypes.Array, max_rows: int) -> int:
+    """The float32 numbers that each thread needs for itself in steps of up to `max_rows` rows."""
+    function = _library().scratch_size
+    function.restype = _I
+    return function(instructions, _I(len(instructions)), _I(max_rows))
+
+
 def run(step: Step, dtype: torch.dtype) -> None:
     """Run a program; every address in `step` must be valid until it returns."""
+    getattr(_library(), _RUN[dtype])(ctypes.byref(step), _P(thread_team()))
+
+
+def _library() -> ctypes.CDLL:
     library = cpu_library()
     assert library is not None, "ask can_run first"
-    getattr(library, _RUN[dtype])(ctypes.byref(step), _P(thread_team()))
+    return library
 
 
 def addresses(tensors: list[torch.Tensor]) -> ctypes.Array:

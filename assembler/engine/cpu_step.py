@@ -22,7 +22,15 @@ from assembler.engine.kv_cache import KVCache
 from assembler.engine.lowering import NotLowered, Program, lower
 from assembler.engine.lowering.program import Tokens, TorchCall, Value
 from assembler.kernels.cpu_library import has_matrix_unit
-from assembler.kernels.cpu_program import LOGITS, Instruction, Step, addresses, can_run, run
+from assembler.kernels.cpu_program import (
+    LOGITS,
+    Instruction,
+    Step,
+    addresses,
+    can_run,
+    run,
+    scratch_size,
+)
 
 # Tokens of a step; more of them run in torch. Where the processor multiplies matrices by itself
 # (AMX), torch's products of bfloat16 are the faster ones from some 64 rows on.
@@ -30,7 +38,6 @@ MAX_ROWS = 2048
 MAX_ROWS_BESIDE_AMX = 64
 
 _log = logging.getLogger(__name__)
-_SCORES_AT_ONCE = 16  # the lanes that a row of scores is padded to
 
 
 class CPUStep:
@@ -45,7 +52,7 @@ class CPUStep:
             self._every_row = torch.arange(program.max_rows)
             self._rows = torch.arange(program.max_rows, dtype=torch.int32)
         self._scratch = torch.empty(0)
-        self._heads = max((i.attention.heads for i in program.instructions), default=1)
+        self._scratch_size = scratch_size(self._instructions, program.max_rows)
 
     def fits(self, input_ids: torch.Tensor) -> bool:
         """Whether a step of these tokens is small enough."""
@@ -59,8 +66,7 @@ class CPUStep:
         program, paged = self.program, ctx.paged
         self._check_positions(ctx.positions)
         threads = torch.get_num_threads()
-        context = -(-paged.max_context_len // _SCORES_AT_ONCE) * _SCORES_AT_ONCE
-        scratch = self._scratch_of(threads * self._heads * context)
+        scratch = self._scratch_of(threads)
         wanted = self._every_row if ctx.logit_rows is None else ctx.logit_rows
         num_wanted = len(input_ids) if ctx.logit_rows is None else len(wanted)
         logits = self._logits_of(num_wanted)
@@ -71,11 +77,10 @@ class CPUStep:
             workspace=self._workspace.data_ptr(),
             logits=logits.data_ptr(),
             scratch=scratch.data_ptr(),
-            scratch_size=self._heads * context,
+            scratch_size=self._scratch_size,
             rows=len(input_ids),
             logit_rows=num_wanted,
             page_table_width=paged.page_table.shape[1],
-            max_context=context,
             threads=threads,
             tokens=input_ids.data_ptr(),
             positions=ctx.positions.data_ptr(),
@@ -141,11 +146,11 @@ class CPUStep:
                 self._logits = self._logits.new_empty(rows, self.program.vocab_size)
         return self._logits[:rows]
 
-    def _scratch_of(self, size: int) -> torch.Tensor:
-        """Memory for `size` scores, which grows by powers of two as contexts grow."""
-        if len(self._scratch) < size:
+    def _scratch_of(self, threads: int) -> torch.Tensor:
+        """Memory for each of the threads."""
+        if len(self._scratch) < threads * self._scratch_size:
             with torch.inference_mode(False):
-                self._scratch = torch.empty(1 << (size - 1).bit_length())
+                self._scratch = torch.empty(threads * self._scratch_size)
         return self._scratch
 
 

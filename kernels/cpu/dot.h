@@ -30,29 +30,16 @@ struct Inner<bf16> {  // pairs of bfloat16, multiplied and added by one instruct
 
 typedef float quad __attribute__((vector_size(16)));
 
-// ROWS rows, `stride` apart, with four others: the products of row r are out[r].
-template <int ROWS, typename T>
-static inline void inner_products(const T* x, int64_t stride, const T* const* four, int64_t k,
-                                  quad* out) {
+// The products of x with four rows.
+template <typename T>
+static inline quad inner_products(const T* x, const T* const* four, int64_t k) {
     typedef Inner<T> I;
-    vec sum[ROWS][4];
-    for (int r = 0; r < ROWS; ++r)
-        for (int j = 0; j < 4; ++j) sum[r][j] = vec{};
+    vec sum[4] = {};
     int64_t i = 0;
-    for (; i + I::STEP <= k; i += I::STEP) {
-        typename I::Operand other[4];
-        for (int j = 0; j < 4; ++j) other[j] = I::read(four[j] + i);
-#pragma GCC unroll 4
-        for (int r = 0; r < ROWS; ++r) {
-            typename I::Operand row = I::read(x + r * stride + i);
-            for (int j = 0; j < 4; ++j) sum[r][j] = I::add(sum[r][j], row, other[j]);
-        }
-    }
+    for (; i + I::STEP <= k; i += I::STEP)
+        for (int j = 0; j < 4; ++j) sum[j] = I::add(sum[j], I::read(x + i), I::read(four[j] + i));
     if (int rest = (int)(k - i))
-        for (int r = 0; r < ROWS; ++r)
-            for (int j = 0; j < 4; ++j)
-                sum[r][j] = I::add(sum[r][j], I::read_first(x + r * stride + i, rest),
-                                   I::read_first(four[j] + i, rest));
-    for (int r = 0; r < ROWS; ++r)
-        out[r] = quad{total(sum[r][0]), total(sum[r][1]), total(sum[r][2]), total(sum[r][3])};
+        for (int j = 0; j < 4; ++j)
+            sum[j] = I::add(sum[j], I::read_first(x + i, rest), I::read_first(four[j] + i, rest));
+    return quad{total(sum[0]), total(sum[1]), total(sum[2]), total(sum[3])};
 }

@@ -42,8 +42,7 @@ static void score_experts(const T* x, const T* weight, const T* bias, bool round
             int count = (int)std::min<int64_t>(4, last - e);
             const T* four[4];  // the last expert again where there are fewer
             for (int j = 0; j < 4; ++j) four[j] = weight + std::min(e + j, last - 1) * k;
-            quad products;
-            inner_products<1>(x, k, four, k, &products);
+            quad products = inner_products(x, four, k);
             for (int j = 0; j < count; ++j) {
                 float score = products[j] + (bias ? to_float(bias[e + j]) : 0.0f);
                 scores[e + j] = round ? rounded<T>(score) : score;
@@ -72,6 +71,8 @@ static void mix_sparsely(const Routing& g, const float* logits, float* left, flo
             if (!(distance > 2 * g.jitter)) sum += expf(left[e] - best);
         }
         weights[j] = 1.0f / sum;
+        if (best == -INFINITY)  // whatever the logits: no expert twice
+            while (std::find(chosen, chosen + j, (int32_t)expert) != chosen + j) ++expert;
         chosen[j] = (int32_t)expert;
         left[expert] = -INFINITY;
     }
@@ -125,8 +126,11 @@ static void choose_experts(const Routing& g, float* scores, float* weights, int3
     if (g.groups) leave_out_groups(g, wanted);
     float sum = 0.0f;
     for (int64_t j = 0; j < g.top_k; ++j) {
-        chosen[j] = (int32_t)best_of(wanted, g.experts);
-        wanted[chosen[j]] = -INFINITY;
+        int64_t expert = best_of(wanted, g.experts);
+        if (wanted[expert] == -INFINITY)  // whatever the logits: no expert twice
+            while (std::find(chosen, chosen + j, (int32_t)expert) != chosen + j) ++expert;
+        chosen[j] = (int32_t)expert;
+        wanted[expert] = -INFINITY;
         sum += weights[j] = scores[chosen[j]];
     }
     float divisor = g.normalise ? (sum < g.min_sum ? g.min_sum : sum) : 1.0f;

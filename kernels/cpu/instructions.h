@@ -7,7 +7,7 @@
 enum Opcode {
     EMBED, LINEAR, RMS_NORM, LAYER_NORM, ADD, MULTIPLY, SCALE, SOFTCAP, ACTIVATE, XIELU, GATE, CLIP,
     TURN, STORE, ATTEND, ROWS, POSITIONS, TABLE, SCORE_EXPERTS, CHOOSE_EXPERTS, GROUP_BY_EXPERT,
-    GATHER, EXPERT_LINEAR, COMBINE, ABSORB, ATTEND_LATENT, READ_LATENT
+    GATHER, EXPERT_LINEAR, COMBINE, ABSORB, READ_LATENT
 };
 
 // Some of a row: `count` units of `width` numbers, `stride` apart, the first of them at `first`.
@@ -15,7 +15,8 @@ struct Span {
     int64_t first, count, stride, width;
 };
 
-// Mirrored by `Instruction` in cpu_program.py.
+// Mirrored by `Instruction` in cpu_program.py. The kind of products is an `Epilogue`, their offset
+// the activation.
 struct Instruction {
     int64_t opcode;
     int64_t chain;                // this one and those after it that run row by row with it
@@ -42,9 +43,9 @@ struct Step {
     int64_t length;
     char* workspace;
     void* logits;
-    float* scratch;               // [threads, scratch_size]
+    float* scratch;               // [threads, scratch_size], see `scratch_size` of program.cpp
     int64_t scratch_size;
-    int64_t rows, logit_rows, page_table_width, max_context, threads;
+    int64_t rows, logit_rows, page_table_width, threads;
     const int64_t *tokens, *positions, *slots, *wanted;
     const int32_t *page_table, *sequence_of;
     const void* const* tables;    // each [rows, width], of the weights' dtype

@@ -1,10 +1,12 @@
 // Latent attention (DeepSeek-V2) over pages that hold one latent and one rotated key a token.
 //
-// Queries are multiplied by the keys' projection first, so that all heads read the same keys, and
-// what they read by the values' projection afterwards. Softmax as in attention.h.
+// Queries are multiplied by the keys' projection first, so that all heads read the same keys, which
+// are their values too; what they read is multiplied by the values' projection afterwards.
 #pragma once
-#include "attention.h"
-#include "dot.h"
+#include <algorithm>
+#include <type_traits>
+
+#include "vectors.h"
 
 struct Latent {
     int64_t nope, rope, rank, value;  // widths: of a head's query in two parts, the latent, a value
@@ -60,33 +62,6 @@ static void mix(const X* x, int64_t x_stride, int64_t rows, int64_t count, Row r
         while (r + MIXED_ROWS <= rows) tile(std::integral_constant<int, MIXED_ROWS>());
         while (r < rows) tile(std::integral_constant<int, 1>());
     }
-}
-
-// `count` heads of the token at `position`: q [count, rank + rope] -> out, [rank] every `out_step`.
-template <typename T>
-static void attend_latent(const Attention& a, int64_t rank, const T* q, const T* keys,
-                          const int32_t* pages, int64_t position, int64_t count, T* out,
-                          int64_t out_step, float* scratch, int64_t stride) {
-    for (int64_t j = 0; j <= position; j += 4) {
-        const T* four[4];
-        for (int c = 0; c < 4; ++c)  // the last key again where there are fewer
-            four[c] = at_position(a, keys, pages, 0, std::min(j + c, position));
-        int found = (int)std::min<int64_t>(4, position + 1 - j);
-        int64_t h = 0;
-        auto scores = [&](auto size) {
-            quad products[size.value];
-            inner_products<size.value>(q + h * a.head_dim, a.head_dim, four, a.head_dim, products);
-            for (quad& score : products) {
-                score *= a.scale;
-                memcpy(scratch + h++ * stride + j, &score, found * sizeof(float));
-            }
-        };
-        while (h + 4 <= count) scores(std::integral_constant<int, 4>());
-        while (h < count) scores(std::integral_constant<int, 1>());
-    }
-    for (int64_t h = 0; h < count; ++h) softmax(scratch + h * stride, position + 1, nullptr);
-    auto latent = [&](int64_t j) { return at_position(a, keys, pages, 0, j); };
-    mix(scratch, stride, count, position + 1, latent, rank, out, out_step);
 }
 
 // Queries of one head for `rows` tokens -> [rank + rope], to be compared with what is cached.

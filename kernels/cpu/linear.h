@@ -14,6 +14,7 @@ struct Product {
     T* y;                        // [rows, n]
     int64_t rows, k, n;
     int epilogue, activation;    // of what is stored: y, act(y), or act(gate) * up
+    int64_t x_stride = k;        // from row to row of x
 };
 
 constexpr int64_t CHUNK = 2048;  // the most units of a panel: it stays in the second cache
@@ -88,7 +89,7 @@ static void linear_panel(const Product<T>& p, int64_t first, int64_t last, float
         for (int64_t t = 0; t < tiles; ++t) {
             int count = (int)((p.rows - row + tiles - t - 1) / (tiles - t));
             float* out = sums + (chunk < p.k ? row * COLUMNS : 0);
-            Tile<T> tile{p.x + row * p.k + start, p.k, k, panel, out, start > 0};
+            Tile<T> tile{p.x + row * p.x_stride + start, p.x_stride, k, panel, out, start > 0};
             if (k == p.k) call_for_next(columns, next, t, tiles, tile);
             run_tile(tile, count);
             if (!more) finish(p, out, row, count, first, last);

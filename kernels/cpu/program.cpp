@@ -7,31 +7,70 @@
 #include <thread>
 #include <vector>
 
+#include "linear.h"
 #include "rows.h"
 
 constexpr int64_t SPINS = 2000;  // looks at a piece that another thread holds, before yielding
 constexpr int64_t ROWS_OF_A_HEAD = 64;  // that a piece takes of latent attention's projections
-constexpr int64_t LATENT_HEADS = 4;     // heads of a piece where rows are few
+constexpr int64_t HEADS_OF_ONE_KEY = 16;  // that a piece takes where all heads share one key;
+constexpr int64_t FEW_HEADS = 4;          // and where tokens are few
+
+// `count` of the heads that share one key, from `first` on.
+static Attention some_heads(Attention a, int64_t first, int64_t count) {
+    a.heads = std::min(count, a.heads - first);
+    if (a.sinks) a.sinks += first;
+    if (a.slopes) a.slopes += first;
+    return a;
+}
+
+// Neighbouring rows that are tokens of one sequence.
+struct Run {
+    int64_t row;
+    int count;
+};
 
 template <typename T>
 struct Machine {
     const Step& step;
     const Rows<T> rows;
     std::vector<std::atomic<int64_t>> next, done;
+    std::vector<Run> runs, sampled_runs;
     std::atomic<int> arrived{0};
 
-    explicit Machine(const Step& s) : step(s), rows{s}, next(s.length), done(s.length) {}
+    explicit Machine(const Step& s)
+        : step(s), rows{s}, next(s.length), done(s.length), runs(find_runs(false)),
+          sampled_runs(find_runs(true)) {}
+
+    int64_t token_of(bool sampled, int64_t r) const { return sampled ? step.wanted[r] : r; }
+
+    std::vector<Run> find_runs(bool sampled) const {
+        std::vector<Run> found;
+        int64_t count = sampled ? step.logit_rows : step.rows;
+        for (int64_t r = 0, last = -1; r < count; ++r) {
+            int64_t sequence = step.sequence_of[token_of(sampled, r)];
+            if (sequence != last || found.back().count == QUERY_TOKENS) found.push_back({r, 0});
+            ++found.back().count;
+            last = sequence;
+        }
+        return found;
+    }
+    const std::vector<Run>& runs_of(const Instruction& i) const {
+        return i.sampled ? sampled_runs : runs;
+    }
+    // Into how many pieces the heads of a run are cut.
+    int64_t parts_of_heads(const Instruction& i) const {
+        bool few = (int64_t)runs_of(i).size() < 4 * step.threads;
+        if (i.attention.kv_heads == 1)
+            return cuts(i.attention.heads, few ? FEW_HEADS : HEADS_OF_ONE_KEY);
+        return few ? i.attention.kv_heads : 1;
+    }
 
     T* at(int64_t value) const { return rows.at(value); }
 
     // Features of a product that a piece takes; `parts` products of the same kind run at once.
     int64_t features_at_once(const Instruction& i, int64_t parts = 1) const {
-        int64_t share = i.n * parts / (step.threads * 8);
-        return std::min<int64_t>(256, std::max<int64_t>(16, share / 8 * 8));
-    }
-    bool by_head() const { return step.rows < 4 * step.threads; }
-    int64_t latent_heads(const Instruction& i) const {
-        return by_head() ? LATENT_HEADS : i.attention.heads;
+        int64_t share = i.n * parts / (step.threads * 8), panel = features_of_panel((int)i.kind);
+        return std::min<int64_t>(256, std::max<int64_t>(panel, share / panel * panel));
     }
     int64_t rows_at_once(const Instruction& i) const {
         return std::min<int64_t>(16, rows.count(i) / (step.threads * 8) + 1);
@@ -41,7 +80,7 @@ struct Machine {
     int64_t pieces(const Instruction& i) const {
         switch (i.opcode) {
             case LINEAR: case SCORE_EXPERTS: return cuts(i.n, features_at_once(i));
-            case ATTEND: return step.rows * (by_head() ? i.attention.heads : 1);
+            case ATTEND: return runs_of(i).size() * parts_of_heads(i);
             case GROUP_BY_EXPERT: return 1;
             case EXPERT_LINEAR: {
                 int64_t active = *rows.groups(i).count;
@@ -49,7 +88,6 @@ struct Machine {
             }
             case ABSORB: case READ_LATENT:
                 return i.attention.heads * cuts(step.rows, ROWS_OF_A_HEAD);
-            case ATTEND_LATENT: return step.rows * cuts(i.attention.heads, latent_heads(i));
             default: return cuts(rows.count(i), rows_at_once(i));
         }
     }
@@ -71,50 +109,66 @@ struct Machine {
 
     void execute(const Instruction& i, int64_t piece, float* scratch) const {
         switch (i.opcode) {
-            case LINEAR: case SCORE_EXPERTS: return product(i, piece * features_at_once(i));
+            case LINEAR: case SCORE_EXPERTS: return product(i, piece, scratch);
             case ATTEND: return attend_piece(i, piece, scratch);
             case GROUP_BY_EXPERT:
                 return group_by_expert(i.routing, (const float*)at(i.in), step.rows,
                                        rows.groups(i));
-            case EXPERT_LINEAR: return expert_piece(i, piece);
+            case EXPERT_LINEAR: return expert_piece(i, piece, scratch);
             case ABSORB: return absorb_piece(i, piece);
-            case ATTEND_LATENT: return attend_latent_piece(i, piece, scratch);
-            case READ_LATENT: return read_piece(i, piece);
+            case READ_LATENT: return read_piece(i, piece, scratch);
         }
         int64_t size = rows_at_once(i), last = std::min(rows.count(i), (piece + 1) * size);
         for (int64_t r = piece * size; r < last; ++r)
             for (int64_t c = 0; c < i.chain; ++c) rows.run((&i)[c], r);
     }
 
-    void product(const Instruction& i, int64_t first) const {
-        int64_t last = std::min(i.n, first + features_at_once(i));
+    void product(const Instruction& i, int64_t piece, float* scratch) const {
+        int64_t size = features_at_once(i), first = piece * size, last = std::min(i.n, first + size);
         const T *x = at(i.in), *weight = (const T*)i.weight, *bias = (const T*)i.bias;
-        if (i.opcode == LINEAR)
-            linear<T>(x, weight, bias, at(i.out), rows.count(i), i.k, i.n, first, last);
-        else
-            score_experts<T>(x, weight, bias, i.kind == 1, (float*)at(i.out), 2 * i.n,
-                             rows.count(i), i.k, first, last);
+        if (i.opcode == LINEAR) {
+            Product<T> product{x, weight, bias, at(i.out), rows.count(i), i.k, i.n,
+                               (int)i.kind, (int)i.offset};
+            linear(product, first, last, scratch);
+        } else {
+            score_experts(x, weight, bias, i.kind == 1, (float*)at(i.out), 2 * i.n, rows.count(i),
+                          i.k, first, last);
+        }
     }
 
     // Some features of one of the experts that have tokens.
-    void expert_piece(const Instruction& i, int64_t piece) const {
+    void expert_piece(const Instruction& i, int64_t piece, float* scratch) const {
         Groups groups = rows.groups(i);
         int64_t size = features_at_once(i, *groups.count), each = cuts(i.n, size);
         int64_t expert = groups.active[piece / each], first = piece % each * size;
         int64_t start = groups.starts[expert], count = groups.starts[expert + 1] - start;
         const T* bias = i.bias ? (const T*)i.bias + expert * i.n : nullptr;
-        linear<T>(at(i.in) + start * i.k, (const T*)i.weight + expert * i.n * i.k, bias,
-                  at(i.out) + start * i.n, count, i.k, i.n, first, std::min(i.n, first + size));
+        Product<T> product{at(i.in) + start * i.k, (const T*)i.weight + expert * i.n * i.k, bias,
+                           at(i.out) + start * i.n, count, i.k, i.n, PLAIN, 0};
+        linear(product, first, std::min(i.n, first + size), scratch);
     }
 
+    // The last runs first: in a prefill they take longest. A token alone reads all heads of a key
+    // together, as they lie; of several tokens one head at a time, which stays in the first cache.
     void attend_piece(const Instruction& i, int64_t piece, float* scratch) const {
-        const Attention& a = i.attention;
-        int64_t count = by_head() ? 1 : a.heads, groups = a.heads / count;
-        int64_t r = piece / groups, head = piece % groups * count;
-        const int32_t* pages = step.page_table + step.sequence_of[r] * step.page_table_width;
-        attend<T>(a, at(i.in) + r * i.k + head * a.head_dim, (const T*)i.keys, (const T*)i.values,
-                  pages, step.positions[r], head, count, at(i.out) + r * i.n + head * a.head_dim,
-                  scratch, step.max_context);
+        int64_t parts = parts_of_heads(i), all = runs_of(i).size(), part = piece % parts;
+        const Run& run = runs_of(i)[all - 1 - piece / parts];
+        Attention a = i.attention;
+        int64_t first = a.kv_heads == 1 ? part * cuts(a.heads, parts) * a.head_dim : 0;
+        if (a.kv_heads == 1) a = some_heads(a, part * cuts(a.heads, parts), cuts(a.heads, parts));
+        int64_t token = token_of(i.sampled, run.row);
+        Queries<T> queries{at(i.in) + run.row * i.k + first, at(i.out) + run.row * i.n + first, i.k,
+                           i.n,
+                           step.page_table + step.sequence_of[token] * step.page_table_width,
+                           run.count};
+        for (int t = 0; t < run.count; ++t)
+            queries.positions[t] = step.positions[token_of(i.sampled, run.row + t)];
+        const T *keys = (const T*)i.keys, *values = (const T*)i.values;
+        if (a.kv_heads == 1) return attend(a, queries, keys, values, 0, 1, scratch);
+        if (parts > 1 || run.count == 1)
+            return attend(a, queries, keys, values, part, a.kv_heads / parts, scratch);
+        for (int64_t kv = 0; kv < a.kv_heads; ++kv)
+            attend(a, queries, keys, values, kv, 1, scratch);
     }
 
     // Queries [rows, heads, nope + rope] -> [rows, heads, rank + rope].
@@ -128,26 +182,16 @@ struct Machine {
                at(i.out) + first * i.n + head * (l.rank + l.rope), i.n);
     }
 
-    // Those queries -> what they read, [heads, rows, rank].
-    void attend_latent_piece(const Instruction& i, int64_t piece, float* scratch) const {
-        const Attention& a = i.attention;
-        int64_t size = latent_heads(i), groups = cuts(a.heads, size), rank = i.latent.rank;
-        int64_t r = piece / groups, head = piece % groups * size;
-        const int32_t* pages = step.page_table + step.sequence_of[r] * step.page_table_width;
-        attend_latent<T>(a, rank, at(i.in) + r * i.k + head * a.head_dim, (const T*)i.keys, pages,
-                         step.positions[r], std::min(size, a.heads - head),
-                         at(i.out) + (head * step.rows + r) * rank, step.rows * rank, scratch,
-                         step.max_context);
-    }
-
-    // That -> values [rows, heads, value]; the weight has the values' rows, head by head.
-    void read_piece(const Instruction& i, int64_t piece) const {
+    // What they read, [rows, heads, rank + rope] -> values [rows, heads, value]; the weight has the
+    // values' rows, head by head.
+    void read_piece(const Instruction& i, int64_t piece, float* scratch) const {
         const Latent& l = i.latent;
         int64_t heads = i.attention.heads, head = piece % heads;
         int64_t first = piece / heads * ROWS_OF_A_HEAD;
-        linear<T>(at(i.in) + (head * step.rows + first) * l.rank, (const T*)i.weight, nullptr,
-                  at(i.out) + first * i.n, std::min(ROWS_OF_A_HEAD, step.rows - first), l.rank, i.n,
-                  head * l.value, (head + 1) * l.value);
+        Product<T> product{at(i.in) + first * i.k + head * (l.rank + l.rope), (const T*)i.weight,
+                           nullptr, at(i.out) + first * i.n,
+                           std::min(ROWS_OF_A_HEAD, step.rows - first), l.rank, i.n, PLAIN, 0, i.k};
+        linear(product, head * l.value, (head + 1) * l.value, scratch);
     }
 };
 
@@ -175,6 +219,18 @@ extern "C" {
 // are there and awake; null: threads are started.
 void run_step_float32(const Step* step, void* team) { run_step<float>(*step, (Team)team); }
 void run_step_bfloat16(const Step* step, void* team) { run_step<bf16>(*step, (Team)team); }
+
+// Floats of scratch that each thread needs for steps of up to `rows` rows.
+int64_t scratch_size(const Instruction* program, int64_t length, int64_t rows) {
+    int64_t size = linear_scratch(rows);
+    for (const Instruction* i = program; i < program + length; ++i) {
+        if (i->opcode != ATTEND) continue;
+        Attention a = i->attention;
+        if (a.kv_heads == 1) a = some_heads(a, 0, HEADS_OF_ONE_KEY);
+        size = std::max(size, attention_scratch(a));
+    }
+    return (size + LANES - 1) / LANES * LANES;
+}
 
 int64_t size_of_instruction() { return sizeof(Instruction); }
 int64_t size_of_step() { return sizeof(Step); }

@@ -28,8 +28,8 @@ def _latent_attention(program: Program, block: LatentAttn, x: Value) -> Value:
     absorbed = program.value(heads * (block.rank + block.rope_dim))
     queries = _queries(program, block, x)
     program.add(Opcode.ABSORB, queries, absorbed, weight=weight.data_ptr(), **fields)
-    read = program.value(heads * block.rank)  # head by head: [heads, rows, rank]
-    program.add(Opcode.ATTEND_LATENT, absorbed, read, keys=cached, **fields)
+    read = program.value(absorbed.width)  # latents, and after each what is made of rotated keys
+    program.add(Opcode.ATTEND, absorbed, read, keys=cached, values=cached, **fields)
     values = program.value(heads * block.v_dim)
     to_values = weight[block.kv_b.local_sizes[0] :].data_ptr()
     program.add(Opcode.READ_LATENT, read, values, weight=to_values, **fields)
