@@ -18,6 +18,8 @@ from assembler.blocks.qk_norm import QKNormSpec
 from assembler.blocks.rope import RopeSettings, RotaryEmbedding, apply_rotary, rotary_dim
 from assembler.blocks.self_attention import Bound, Count, SelfAttention
 from assembler.kernels.attention_options import AttentionOptions
+from assembler.kernels.fused import runs_fused
+from assembler.kernels.head_steps import HeadSteps, Rotation, rope_store_kv, takes_one_pass
 
 
 class RopeAttn(SelfAttention):
@@ -85,6 +87,37 @@ class RopeAttn(SelfAttention):
         self.register_parameter("sinks", values)
         self.out_norm = None if out_norm is None else ctx.child(out_norm, "out_norm", part=q)
         self.gate = None if gate is None else ctx.child(gate, "gate", heads=q)
+
+    def store(self, heads: torch.Tensor, ctx: ForwardContext) -> torch.Tensor:
+        """Store the keys and values of a paged step's projections; its queries [T, H, D].
+
+        On a GPU one kernel does this and what `prepare` does to the heads, where it knows it all.
+        """
+        k_cache, v_cache = ctx.kv_caches[self.cache_index]
+        steps = self._steps(heads, ctx) if runs_fused(heads) else None
+        if steps is None or not takes_one_pass(heads, k_cache, v_cache, steps):
+            return super().store(heads, ctx)
+        q, k, v = heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=-2)
+        if self.qk_norm is not None and steps.norm is None:
+            q, k = self.qk_norm(self.q_norm, q), self.qk_norm(self.k_norm, k)
+        return rope_store_kv(q, k, v, k_cache, v_cache, ctx.paged.slot_mapping, steps)
+
+    def _steps(self, heads: torch.Tensor, ctx: ForwardContext) -> HeadSteps | None:
+        """What `prepare` does, but for a norm over all heads before the rest; None: more than that.
+
+        Also None where there is next to nothing to do.
+        """
+        norm = None if self.qk_norm is None else self.qk_norm.of_heads(self.q_norm, self.k_norm)
+        if self.qk_norm is not None and norm is None and self.qk_norm.after_rope:
+            return None
+        if self.rope is None and norm is None:
+            return None
+        rotation = factors = None
+        if self.rope is not None:
+            rotation = Rotation(*self.rope(ctx, heads.dtype), self.rope.style)
+        if self.position_scale is not None:
+            factors = position_factors(self.position_scale, ctx, heads.dtype)
+        return HeadSteps(norm, self.clip_qkv, rotation, factors)
 
     def prepare(self, heads: torch.Tensor, ctx: ForwardContext) -> tuple[torch.Tensor, ...]:
         """[T, H + 2 K, D] -> normed, clipped, rotated and scaled q [T, H, D], k and v [T, K, D]."""

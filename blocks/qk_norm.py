@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from assembler.blocks.context import BuildContext
-from assembler.blocks.norms import NormSpec
+from assembler.blocks.norms import LayerNorm, NormSpec, RMSNorm
 from assembler.blocks.parallel import Part
 from assembler.blocks.roles import BlockRole
+from assembler.kernels.head_steps import HeadNorm
 
 QKNormSpec: TypeAlias = Annotated[Any, BlockRole("qk_norm")]
 """A field that holds `{block: QKNorm, norm: {block: RMSNorm, eps: 1.0e-6}, over: full}`, or the
@@ -67,6 +68,25 @@ class QKNorm(nn.Module):
         if self.over != "full":
             return norm(heads)
         return norm(heads.flatten(-2)).view(heads.shape)
+
+    def of_heads(self, q_norm: nn.Module, k_norm: nn.Module) -> HeadNorm | None:
+        """The norms of queries and keys as a fused kernel takes them; None: it has to call them.
+
+        That is if they span all heads, are of an unknown kind or somebody listens to them (hooks).
+        """
+        known = type(q_norm) in (RMSNorm, LayerNorm) and self.over != "full"
+        if not known or any(m._forward_hooks or m._forward_pre_hooks for m in (q_norm, k_norm)):
+            return None
+        return HeadNorm(
+            layer_norm=type(q_norm) is LayerNorm,
+            eps=q_norm.eps,
+            offset=q_norm.offset,
+            q_weight=q_norm.weight,
+            k_weight=k_norm.weight,
+            q_bias=q_norm.bias,
+            k_bias=k_norm.bias,
+            after_rope=self.after_rope,
+        )
 
     def extra_repr(self) -> str:
         return f"over={self.over}, position={'after' if self.after_rope else 'before'}"

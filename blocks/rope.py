@@ -28,6 +28,7 @@ from assembler.blocks.rope_frequencies import (
 )
 from assembler.blocks.rope_settings import RopeSettings, RopeStyle, RopeType
 from assembler.errors import SpecError
+from assembler.kernels.rotary import apply_rotary
 
 __all__ = ["RopeSettings", "RopeStyle", "RopeType", "RotaryEmbedding", "apply_rotary"]
 
@@ -141,20 +142,3 @@ class RotaryEmbedding(nn.Module):
         return (
             f"type={self.settings.type}, theta={self.settings.theta}, dim={self.dim}, {self.style}"
         )
-
-
-def apply_rotary(
-    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, style: RopeStyle
-) -> torch.Tensor:
-    """Turn the first dims of every head of `x` [..., tokens, heads, head_dim]; the rest passes.
-
-    `cos` and `sin` are those of a `RotaryEmbedding` of the same style.
-    """
-    dim = cos.shape[-1]
-    if dim < x.shape[-1]:
-        return torch.cat((apply_rotary(x[..., :dim], cos, sin, style), x[..., dim:]), dim=-1)
-    if style != "interleaved":
-        partner = x.roll(dim // 2, dims=-1)
-    else:
-        partner = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    return torch.addcmul(x * cos, partner, sin)

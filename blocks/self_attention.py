@@ -58,14 +58,20 @@ class SelfAttention(nn.Module):
     def forward(self, x: torch.Tensor, ctx: ForwardContext) -> torch.Tensor:
         """[T, hidden] -> [T, hidden]; in a paged pass also stores the tokens' keys and values."""
         heads = self.qkv(x).unflatten(-1, (-1, self.head_dim))
-        q, k, v = self.prepare(heads, ctx)
         if ctx.paged is None:
-            out = dense_attention(q, k, v, self.options())
+            out = dense_attention(*self.prepare(heads, ctx), self.options())
         else:
             k_cache, v_cache = ctx.kv_caches[self.cache_index]
-            ctx.attention.store_kv(k, v, k_cache, v_cache, ctx.paged.slot_mapping)
+            q = self.store(heads, ctx)
             out = ctx.attention.attend(q, k_cache, v_cache, ctx.paged, self.options())
         return self.o(self.finish(x, out).flatten(-2))
+
+    def store(self, heads: torch.Tensor, ctx: ForwardContext) -> torch.Tensor:
+        """Store the keys and values of a paged step's projections; its queries [T, H, D]."""
+        q, k, v = self.prepare(heads, ctx)
+        k_cache, v_cache = ctx.kv_caches[self.cache_index]
+        ctx.attention.store_kv(k, v, k_cache, v_cache, ctx.paged.slot_mapping)
+        return q
 
     def prepare(self, heads: torch.Tensor, ctx: ForwardContext) -> tuple[torch.Tensor, ...]:
         """The projections [T, H + 2 K, D] -> q [T, H, D], k [T, K, D] and v [T, K, D]."""

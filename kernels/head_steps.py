@@ -1,4 +1,4 @@
-"""What attention does to the projected heads of a step before it attends, and in plain torch.
+"""What attention does to the projected heads of a step before it attends, and who does it where.
 
 Queries and keys are normed, clipped, rotated and scaled; keys and values go to their slots of the
 paged KV memory.
@@ -93,6 +93,22 @@ def rope_store_kv_torch(
         q, k = norm.queries(q), norm.keys(k)
     store_kv_torch(k, v, k_cache, v_cache, slot_mapping)
     return q if steps.q_factors is None else q * steps.q_factors
+
+
+def rope_store_kv(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    steps: HeadSteps,
+) -> torch.Tensor:
+    """`rope_store_kv_torch` in one pass, where `takes_one_pass`."""
+    # Triton is imported by those who use it only: it is not there on every platform.
+    from assembler.kernels.rope_kv_triton import rope_store_kv_triton
+
+    return rope_store_kv_triton(q, k, v, k_cache, v_cache, slot_mapping, steps)
 
 
 def takes_one_pass(
