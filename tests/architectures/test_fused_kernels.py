@@ -9,7 +9,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
 from cases import QUICK, named
 from test_parity import assert_close
 from tiny_checkpoints import make_checkpoint, reference_logits, token_ids
@@ -21,7 +20,7 @@ from assembler.verifying.paged_texts import PagedTexts
 
 PROMPTS = (5, 3)
 FIRST = ("cohere-qk-norms-biases", "gemma2-softcaps", "gpt2-published-names")  # others are slow
-EVERY_OPERATION = {
+OPERATIONS = {
     "cohere-qk-norms-biases": {"embed", "layer_norm", "add_layer_norm", "rope_store_kv", "gated"},
     "gemma2-softcaps": {"embed", "rms_norm", "add_rms_norm", "rope_store_kv", "gated"},
     "gpt2-published-names": {"embed", "layer_norm", "add_layer_norm"},
@@ -61,4 +60,4 @@ def test_the_logits_are_those_of_transformers(name: str, tmp_path: Path, monkeyp
             for s, rows in enumerate(paged.advance(counts, [texts.shape[1]] * 2)):
                 assert_close(rows, logits[s, before[s] : paged.done[s]], f"text {s}")
     assert calls.names["embed"] == 2
-    assert EVERY_OPERATION.get(name, set(calls.names)) == set(calls.names)
+    assert OPERATIONS.get(name, set()) <= set(calls.names)
