@@ -69,6 +69,15 @@ ROW_BY_ROW = frozenset(
 # Those that such a chain may begin with.
 BEGINS_CHAIN = ROW_BY_ROW | {Opcode.EMBED, Opcode.GATHER, Opcode.COMBINE}
 
+
+class Epilogue(IntEnum):
+    """What a product does before it stores, its `kind`; the order is that of cpu/linear.h."""
+
+    PLAIN = 0
+    ACTIVATED = 1
+    GATED = 2
+
+
 # Activations by the names that blocks have for them.
 ACTIVATIONS = {
     "silu": 0,

@@ -48,19 +48,6 @@ static inline void give(T* p, vec x, int count) {
         store_first(p, x, count);
 }
 
-// y = act(x), or act(gate) * up of a row [gate, up].
-template <typename T>
-static void activate_row(const T* x, T* y, int64_t width, int kind) {
-    by_lanes(width, [&](int64_t i, int n) { give(y + i, activate(take(x + i, n), kind), n); });
-}
-template <typename T>
-static void gate_row(const T* x, T* y, int64_t width, int kind) {
-    by_lanes(width, [&](int64_t i, int n) {
-        vec gate = rounded<T>(activate(take(x + i, n), kind));
-        give(y + i, gate * take(x + width + i, n), n);
-    });
-}
-
 template <typename T>
 static void add_row(const T* a, const T* b, T* y, int64_t width) {
     by_lanes(width, [&](int64_t i, int n) { give(y + i, take(a + i, n) + take(b + i, n), n); });

@@ -3,7 +3,7 @@
 // 32 rows of W at a time are packed into a panel, which the first rows of x use as it comes into
 // being and the others find in the second cache: W is read from memory once.
 #pragma once
-#include "elementwise.h"
+#include "activations.h"
 #include "tile.h"
 
 enum Epilogue { PLAIN, ACTIVATED, GATED };
@@ -44,10 +44,10 @@ static void finish(const Product<T>& p, const float* sums, int64_t row, int rows
             give(y, a, left);
             if (right > 0) give(y + LANES, b, right);
         } else if (p.epilogue == ACTIVATED) {
-            give(y, activate(rounded<T>(a), p.activation), left);
-            if (right > 0) give(y + LANES, activate(rounded<T>(b), p.activation), right);
+            give(y, activate_any(rounded<T>(a), p.activation), left);
+            if (right > 0) give(y + LANES, activate_any(rounded<T>(b), p.activation), right);
         } else {
-            give(y, rounded<T>(activate(rounded<T>(a), p.activation)) * rounded<T>(b), left);
+            give(y, rounded<T>(activate_any(rounded<T>(a), p.activation)) * rounded<T>(b), left);
         }
     }
 }

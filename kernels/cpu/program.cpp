@@ -142,9 +142,11 @@ struct Machine {
         int64_t size = features_at_once(i, *groups.count), each = cuts(i.n, size);
         int64_t expert = groups.active[piece / each], first = piece % each * size;
         int64_t start = groups.starts[expert], count = groups.starts[expert + 1] - start;
-        const T* bias = i.bias ? (const T*)i.bias + expert * i.n : nullptr;
-        Product<T> product{at(i.in) + start * i.k, (const T*)i.weight + expert * i.n * i.k, bias,
-                           at(i.out) + start * i.n, count, i.k, i.n, PLAIN, 0};
+        int64_t features = i.kind == GATED ? 2 * i.n : i.n;
+        const T* bias = i.bias ? (const T*)i.bias + expert * features : nullptr;
+        Product<T> product{at(i.in) + start * i.k, (const T*)i.weight + expert * features * i.k,
+                           bias, at(i.out) + start * i.n, count, i.k, i.n, (int)i.kind,
+                           (int)i.offset};
         linear(product, first, std::min(i.n, first + size), scratch);
     }
 

@@ -38,7 +38,9 @@ struct Rows {
             case SOFTCAP: softcap(in, i.scalar, out, i.n); break;
             case ACTIVATE: activate_any_row(in, out, i.n, i.kind); break;
             case XIELU: xielu_row(in, (const float*)i.weight, out, i.n); break;
-            case GATE: gate(i, in, out); break;
+            case GATE:
+                limited_gate_row(in, out, i.n, (int)i.kind, i.limit, i.up_offset);
+                break;
             case CLIP: clip(i, in, out); break;
             case TURN: turn(i, r, out); break;
             case STORE: store_row(i, in, step.slots[r]); break;
@@ -54,13 +56,6 @@ struct Rows {
             vec inner = rounded<T>(hyperbolic_tangent(rounded<T>(take(x + i, n) / cap)));
             give(y + i, inner * cap, n);
         });
-    }
-
-    static void gate(const Instruction& i, const T* x, T* y) {
-        if (i.kind <= RELU2 && i.limit == 0.0f && i.up_offset == 0.0f)
-            gate_row(x, y, i.n, (int)i.kind);
-        else
-            limited_gate_row(x, y, i.n, (int)i.kind, i.limit, i.up_offset);
     }
 
     static void clip(const Instruction& i, const T* x, T* y) {

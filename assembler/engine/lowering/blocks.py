@@ -17,7 +17,7 @@ from assembler.blocks.mlp import MLP, GatedMLP
 from assembler.blocks.norms import LayerNorm, RMSNorm
 from assembler.blocks.positions import LearnedPositions, SinusoidalPositions
 from assembler.engine.lowering.program import NotLowered, Program, Tokens, Value
-from assembler.kernels.cpu_program import ACTIVATIONS, LOGITS, Opcode, SpanFields
+from assembler.kernels.cpu_program import ACTIVATIONS, LOGITS, Epilogue, Opcode, SpanFields
 
 
 def refuse(**options: bool) -> None:
@@ -52,9 +52,22 @@ def _sinusoidal_positions(program: Program, block: SinusoidalPositions, x: Value
 
 
 def _linear(program: Program, block: nn.Linear, x: Value) -> Value:
-    weight, bias = program.address(block.weight), program.address(block.bias)
-    out = program.value(block.out_features)
-    return program.add(Opcode.LINEAR, x, out, weight=weight, bias=bias)
+    return _product(program, block, x, block.out_features)
+
+
+def _product(
+    program: Program,
+    block: nn.Linear,
+    x: Value,
+    width: int,
+    epilogue: Epilogue = Epilogue.PLAIN,
+    activation: Any = "linear",
+) -> Value:
+    """Append a product with what comes after it, which gives rows of `width` numbers."""
+    refuse(hooks=bool(block._forward_hooks or block._forward_pre_hooks))
+    fields = {"weight": program.address(block.weight), "bias": program.address(block.bias)}
+    fields |= {"kind": epilogue, "offset": activation_kind(activation)}
+    return program.add(Opcode.LINEAR, x, program.value(width), **fields)
 
 
 def _head(program: Program, block: LMHead, x: Value) -> Value:
@@ -97,35 +110,43 @@ def norm_span(
 
 
 def _gated_mlp(program: Program, block: GatedMLP, x: Value) -> Value:
-    both = program.lower(block.gate_up, x)
-    inner = gate(program, both, block.activation, block.limit, block.up_offset)
+    if block.limit is None and not block.up_offset:
+        width = block.gate_up.out_features // 2
+        inner = _product(program, block.gate_up, x, width, Epilogue.GATED, block.activation)
+    else:
+        both = program.lower(block.gate_up, x)
+        inner = limited_gate(program, both, block.activation, block.limit, block.up_offset)
     if block.inner_norm is not None:
         inner = program.lower(block.inner_norm, inner)
     return program.lower(block.down, inner)
 
 
-def gate(
+def limited_gate(
     program: Program, both: Value, activation: Any, limit: float | None, up_offset: float
 ) -> Value:
-    """Append what is between the projections of a gated linear unit."""
+    """Append the gate of a row [gate, up] whose halves are bounded or shifted before they meet."""
     inner = program.value(both.width // 2, both.times)
     bounds = {"limit": limit or 0.0, "up_offset": up_offset}
-    return program.add(Opcode.GATE, both, inner, kind=_activation(activation), **bounds)
+    return program.add(Opcode.GATE, both, inner, kind=activation_kind(activation), **bounds)
 
 
 def _mlp(program: Program, block: MLP, x: Value) -> Value:
-    up = program.lower(block.up, x)
     if isinstance(block.act, nn.Module):
-        return program.lower(block.down, program.lower(block.act, up))
-    return program.lower(block.down, activate(program, up, block.activation))
+        up = program.lower(block.act, program.lower(block.up, x))
+    else:
+        width, epilogue = block.up.out_features, Epilogue.ACTIVATED
+        up = _product(program, block.up, x, width, epilogue, block.activation)
+    return program.lower(block.down, up)
 
 
 def activate(program: Program, x: Value, activation: Any) -> Value:
     """Append the activation of that name."""
-    return program.add(Opcode.ACTIVATE, x, program.value(x.width), kind=_activation(activation))
+    kind = activation_kind(activation)
+    return program.add(Opcode.ACTIVATE, x, program.value(x.width), kind=kind)
 
 
-def _activation(name: Any) -> int:
+def activation_kind(name: Any) -> int:
+    """The number that the kernels have for an activation."""
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise NotLowered(f"the activation {name}")
     return ACTIVATIONS[name]

@@ -11,9 +11,9 @@ from torch import nn
 from assembler.blocks.experts import ExpertLinear, GatedExperts
 from assembler.blocks.moe import MoE
 from assembler.blocks.router import Router, SparseMixerRouter
-from assembler.engine.lowering.blocks import gate, refuse
+from assembler.engine.lowering.blocks import activation_kind, limited_gate, refuse
 from assembler.engine.lowering.program import Program, Value
-from assembler.kernels.cpu_program import Opcode, RouterKind, RoutingFields
+from assembler.kernels.cpu_program import Epilogue, Opcode, RouterKind, RoutingFields
 
 _INDEX_BYTES = 4  # of the slots' numbers
 
@@ -30,10 +30,15 @@ def _moe(program: Program, block: MoE, x: Value) -> Value:
     program.add(Opcode.GROUP_BY_EXPERT, choices, groups, **sorting)
     sorting["out2"] = choices.place  # which GATHER and COMBINE read
     inner = program.add(Opcode.GATHER, x, program.value(x.width, routing.top_k), **sorting)
-    inner = _linear(program, experts.gate_up, inner, sorting)
-    gating = experts.gating
-    inner = gate(program, inner, gating.name, gating.limit, gating.up_offset)
-    inner = _linear(program, experts.down, inner, sorting)
+    gating, width = experts.gating, experts.down.weight.shape[2]
+    if gating.limit is None and not gating.up_offset:
+        gated = {"kind": Epilogue.GATED, "offset": activation_kind(gating.name)}
+        inner = _linear(program, experts.gate_up, inner, width, sorting | gated)
+    else:
+        both = _linear(program, experts.gate_up, inner, 2 * width, sorting)
+        inner = limited_gate(program, both, gating.name, gating.limit, gating.up_offset)
+        del both
+    inner = _linear(program, experts.down, inner, x.width, sorting)
     return program.add(Opcode.COMBINE, inner, program.value(inner.width), **sorting)
 
 
@@ -69,10 +74,13 @@ def _choose(program: Program, router: nn.Module, routing: RoutingFields, x: Valu
     return program.add(Opcode.CHOOSE_EXPERTS, scores, choices, routing=routing)
 
 
-def _linear(program: Program, experts: ExpertLinear, x: Value, sorting: dict[str, Any]) -> Value:
-    out = program.value(experts.weight.shape[1], x.times)
+def _linear(
+    program: Program, experts: ExpertLinear, x: Value, width: int, fields: dict[str, Any]
+) -> Value:
+    """Append a linear layer of every expert that has rows of x."""
     weight, bias = program.address(experts.weight), program.address(experts.bias)
-    return program.add(Opcode.EXPERT_LINEAR, x, out, weight=weight, bias=bias, **sorting)
+    out = program.value(width, x.times)
+    return program.add(Opcode.EXPERT_LINEAR, x, out, weight=weight, bias=bias, **fields)
 
 
 RULES: Mapping[type[nn.Module], Callable[..., Any]] = MappingProxyType({MoE: _moe})
