@@ -1,134 +1,119 @@
-"""Generation against the engines a user would pick instead, one after the other in one run.
+"""Generation against the engines a user would pick instead, in one run.
 
     python benchmarks/engine.py MODEL.gguf [--dtype bfloat16] [--rounds 5] [--threads 2]
-        [--clock cpu]
+        [--contenders assembler vllm openvino llama.cpp transformers ...]
 
-The contenders take turns within every round, so that a machine whose speed drifts is unfair to
-none of them; medians and ratios are printed. With `--threads 1 --clock cpu` the processor time of
-the process is counted, which other programs on the machine change least.
+The contenders, each a process of its own, take turns within every round, so that a machine whose
+speed drifts is unfair to none of them; medians and ratios are printed. Those that are not installed
+are named, with the command that installs them. See README.md beside this file.
 
 Workloads: decoding one sequence; the prefill of 512 tokens; and W, 32 requests at once with
-inputs of 32 to 256 and outputs of 32 to 128 tokens, greedy.
+inputs of 32 to 256 and outputs of 32 to 128 tokens. All greedy, to the exact number of tokens.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import platform
 import random
-import statistics
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from importlib.util import find_spec
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
-DECODED = 64  # tokens of the bs=1 workload
-PROMPT = 16
-PREFILLED = 512
-OTHERS = {"vllm": "vLLM", "llama_cpp": "llama.cpp", "openvino_genai": "OpenVINO GenAI"}
+from contenders import CONTENDERS, Worker, WorkerError
+from contenders_setup import FOLDER, Setup, SetupError
+from turns import HEAD, Batch, Runs, rows, take_turns
+
+MAX_SEQS = 32
+MAX_LEN = 1024
+VOCABULARY = range(1000, 40_000)  # ids that any model has and that mean nothing special
 
 
-@dataclass(frozen=True)
-class Request:
-    """Token ids to continue, and by how many."""
-
-    prompt: list[int]
-    count: int
-
-
-def requests(seed: int, shapes: list[tuple[int, int]], vocab_size: int = 40_000) -> list[Request]:
-    """Random requests of these (input, output) lengths."""
+def requests(shapes: Sequence[tuple[int, int]], seed: int, counts_prompts: bool = False) -> Batch:
+    """Random prompts of these (input, output) lengths."""
     draw = random.Random(seed)
-    return [Request([draw.randrange(1000, vocab_size) for _ in range(n)], m) for n, m in shapes]
+    prompts = [draw.choices(VOCABULARY, k=length) for length, _ in shapes]
+    return Batch(prompts, [count for _, count in shapes], counts_prompts)
 
 
-def mixed_shapes(count: int = 32) -> list[tuple[int, int]]:
+def mixed_shapes(count: int = MAX_SEQS) -> list[tuple[int, int]]:
     """The lengths of workload W."""
     draw = random.Random(0)
     return [(draw.randint(32, 256), draw.randint(32, 128)) for _ in range(count)]
 
 
-WORKLOADS: Mapping[str, list[tuple[int, int]]] = {
-    "decode": [(PROMPT, DECODED)],
-    "prefill": [(PREFILLED, 1)],
-    "W": mixed_shapes(),
+WORKLOADS: Mapping[str, Batch] = {
+    "decode": requests([(16, 64)], 0),
+    "prefill": requests([(512, 1)], 1, counts_prompts=True),
+    "W": requests(mixed_shapes(), 2),
 }
-Contender = Callable[[list[Request]], None]
 
 
-def ours(model: Path, dtype: str, eager: bool) -> Contender:
-    """This engine, with the compiled kernels or without."""
-    from assembler import LLM, SamplingParams
+def start(options: argparse.Namespace, stack: ExitStack) -> dict[str, Worker]:
+    """The contenders asked for, as far as they are installed and load; says why others do not.
 
-    llm = LLM(model, dtype=dtype, enforce_eager=eager, enable_prefix_caching=False)
-
-    def generate(batch: list[Request]) -> None:
-        params = [
-            SamplingParams(temperature=0, max_tokens=request.count, ignore_eos=True)
-            for request in batch
-        ]
-        llm.generate([request.prompt for request in batch], params, use_tqdm=False)
-
-    return generate
-
-
-def transformers_generate(model: Path, dtype: str) -> Contender:
-    """transformers' `generate`; a batch is padded on the left and runs until its last is done."""
-    import torch
-    import transformers
-
-    # Weights as they would be in safetensors: those of a GGUF file it would leave quantised. Their
-    # values do not matter to the time.
-    config = transformers.AutoConfig.from_pretrained(str(model.parent), gguf_file=model.name)
-    torch.manual_seed(0)
-    made = transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval()
-    made.generation_config.eos_token_id = None
-
-    @torch.inference_mode()
-    def generate(batch: list[Request]) -> None:
-        width = max(len(request.prompt) for request in batch)
-        pads = [width - len(request.prompt) for request in batch]
-        ids = torch.tensor([[0] * n + r.prompt for n, r in zip(pads, batch, strict=True)])
-        mask = torch.tensor([[0] * n + [1] * (width - n) for n in pads])
-        count = max(request.count for request in batch)
-        made.generate(
-            ids,
-            attention_mask=mask,
-            max_new_tokens=count,
-            min_new_tokens=count,
-            do_sample=False,
-            pad_token_id=0,
-        )
-
-    return generate
+    Args:
+        stack: ends them.
+    """
+    setup = Setup(options.folder.resolve())
+    workers = {}
+    for name in options.contenders:
+        contender = CONTENDERS[name]
+        missing = [e for e in contender.environments if not setup.python(e).exists()]
+        if missing:
+            install = f"python benchmarks/contenders_setup.py {' '.join(missing)}"
+            print(f"{contender.name}: not installed. {install} --folder {options.folder}")
+            continue
+        try:
+            settings = {
+                "model": str(setup.model(contender.model, options.model, options.dtype)),
+                "dtype": options.dtype,
+                "threads": options.threads,
+                "max_len": MAX_LEN,
+                "max_seqs": MAX_SEQS,
+                "variant": contender.variant,
+            }
+            env = contender.environment
+            python = setup.python(env) if env else Path(sys.executable)
+            log = setup.folder / f"{name}.log"
+            workers[name] = Worker(contender, python, settings, log)
+            stack.callback(workers[name].close)
+        except (WorkerError, SetupError) as error:
+            print(f"{contender.name}: skipped. {error}")
+    return workers
 
 
-def measure(
-    contenders: Mapping[str, Contender], batch: list[Request], rounds: int, clock: Callable
-) -> dict[str, list[float]]:
-    """Seconds of every round, by contender; the first round warms up and is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(rounds + 1):
-        for name, generate in contenders.items():
-            start = clock()
-            generate(batch)
-            if number:
-                seconds[name].append(clock() - start)
-    return seconds
+def compare(workers: Mapping[str, Worker], options: argparse.Namespace) -> None:
+    """Print the table."""
+    clock = "cpu_seconds" if options.clock == "cpu" else "seconds"
+    others: list[float] = []
+    print(f"\n{HEAD}")
+    for workload in options.workloads:
+        taking = [w for name, w in workers.items() if workload in CONTENDERS[name].workloads]
+        if not taking:
+            continue
+        batch = WORKLOADS[workload]
+        runs: dict[str, Runs] = take_turns(taking, batch, options.rounds, options.warm_ups, clock)
+        reference = taking[-1].name
+        print("\n".join(rows(workload, batch, runs, reference)), flush=True)
+        others += [share for found in runs.values() for share in found.others]
+    print(
+        f"\nTokens are compared with those of the last engine of a workload. While one ran, other "
+        f"programs took up to {max(others, default=0):.2f} of {os.cpu_count()} cores."
+    )
 
 
-def show(workload: str, batch: list[Request], seconds: Mapping[str, list[float]]) -> None:
-    """Tokens a second (of prompts, in prefills), and the ratio to the last contender."""
-    prefill = workload == "prefill"
-    tokens = sum(len(r.prompt) if prefill else r.count for r in batch)
-    base = list(seconds.values())[-1]
-    for name, found in seconds.items():
-        ratios = [theirs / own for own, theirs in zip(found, base, strict=True)]
-        print(
-            f"| {workload} | {name} | {tokens / statistics.median(found):.1f} "
-            f"| {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |",
-            flush=True,
-        )
+def machine(workers: Mapping[str, Worker], options: argparse.Namespace) -> str:
+    """Under what conditions the table was made."""
+    pairs = [pair for worker in workers.values() for pair in worker.versions.items()]
+    told = ", ".join(f"{name} {number}" for name, number in dict.fromkeys(pairs))
+    return (
+        f"{options.model.name}, {options.dtype}, {options.threads} threads of {os.cpu_count()} "
+        f"cores, Linux {platform.release()}, Python {platform.python_version()}; {told}; "
+        f"{options.rounds} rounds, {options.clock} time"
+    )
 
 
 def main() -> None:
@@ -136,30 +121,17 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="a .gguf file")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--warm-ups", type=int, default=1, help="rounds before those that count")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--clock", default="wall", choices=("wall", "cpu"))
     parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS), choices=WORKLOADS)
-    parser.add_argument("--eager", action="store_true", help="this engine without kernels too")
+    parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS)
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="of engines and models")
     options = parser.parse_args()
-
-    import torch
-
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    clock = time.process_time if options.clock == "cpu" else time.perf_counter
-    contenders = {"assembler": ours(options.model, options.dtype, False)}
-    if options.eager:
-        contenders["assembler, enforce_eager"] = ours(options.model, options.dtype, True)
-    contenders["transformers"] = transformers_generate(options.model, options.dtype)
-    for package, name in OTHERS.items():
-        if find_spec(package) is None:
-            print(f"{name} is not installed: skipped")
-    threads = torch.get_num_threads()
-    print(f"{options.dtype}, {threads} threads, {options.rounds} rounds, {options.clock} time")
-    print("| workload | engine | tokens/s | against transformers |\n|---|---|---|---|", flush=True)
-    for number, workload in enumerate(options.workloads):
-        batch = requests(number, WORKLOADS[workload])
-        show(workload, batch, measure(contenders, batch, options.rounds, clock))
+    with ExitStack() as stack:
+        if workers := start(options, stack):
+            print(machine(workers, options))
+            compare(workers, options)
 
 
 if __name__ == "__main__":
