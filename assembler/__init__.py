@@ -23,6 +23,7 @@ _HOMES = {
     "explain_tensor": "assembler.explain",
     "load_model": "assembler.loading",
     "logits": "assembler.loading",
+    "memory_use": "assembler.memory",
     "load_spec": "assembler.model.compose",
     "build_model": "assembler.model.build",
     "show_model": "assembler.show",
@@ -41,6 +42,7 @@ __all__ = [
     "load_model",
     "load_spec",
     "logits",
+    "memory_use",
     "show_model",
     "verify_model",
 ]
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from assembler.explain import explain_tensor
     from assembler.llm import LLM
     from assembler.loading import load_model, logits
+    from assembler.memory import memory_use
     from assembler.model.build import build_model
     from assembler.model.compose import load_spec
     from assembler.show import show_model

@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from assembler.command_line import Arguments, describe_options, parse_arguments, run_command
 from assembler.engine.options import Options
+from assembler.tp_sizes import TPSizes
 
 if TYPE_CHECKING:
     from assembler.loading import Assembly
@@ -47,7 +48,7 @@ class CoverageOptions(Options):
     conf: str | None = Field(
         None, description="name or path of the model YAML; null detects it from the checkpoint"
     )
-    tp: tuple[int, ...] = Field(
+    tp: TPSizes = Field(
         (1,),
         description="tensor-parallel sizes, each over all its ranks: 4, or [1,2,4] to compare them",
     )
@@ -58,14 +59,6 @@ class CoverageOptions(Options):
     format: Literal["table", "json", "markdown"] = Field(
         "table", description="table, json or markdown (for an issue or the summary of a CI run)"
     )
-
-    @field_validator("tp", mode="before")
-    @classmethod
-    def _sizes(cls, value: Any) -> Any:
-        sizes = tuple(value) if isinstance(value, list | tuple) else (value,)
-        if not sizes or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes):
-            raise ValueError("a number of ranks, or a list of such, is wanted")
-        return sizes
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,0 +1,1 @@
+"""How much memory a model takes: weights, keys and values, activations, for each rank."""
