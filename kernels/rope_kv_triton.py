@@ -77,7 +77,7 @@ def rope_kv_kernel(
     else:
         slot = tl.load(slot_mapping_ptr + token)
         num_stored = tl.where(slot < 0, 0, NUM_KV_HEADS)
-        target = slot * (NUM_KV_HEADS * DIM)
+        row = slot * (NUM_KV_HEADS * DIM)
         if group < q_groups + kv_groups:
             heads = ((group - q_groups) * HEADS + tl.arange(0, HEADS))[:, None]
             live = heads < num_stored
@@ -86,14 +86,14 @@ def rope_kv_kernel(
                 live, clip, eps, DIM, ROTARY_DIM, INTERLEAVED, NORM, LAYER, OFFSET, EACH_HEAD,
                 HAS_CLIP, BLOCK_D,
             )  # fmt: skip
-            target = k_cache_ptr + target + heads * DIM + lanes
+            target = k_cache_ptr + row + heads * DIM + lanes
             tl.store(target, x.to(dtype), mask=live & (lanes < DIM))
         else:
             heads = ((group - q_groups - kv_groups) * HEADS + tl.arange(0, HEADS))[:, None]
             mask = (heads < num_stored) & (lanes < DIM)
             x = tl.load(v_ptr + token * v_stride + heads * DIM + lanes, mask=mask, other=0.0)
             x = clipped(x.to(tl.float32), clip, HAS_CLIP, dtype)
-            target = v_cache_ptr + target + heads * DIM + lanes
+            target = v_cache_ptr + row + heads * DIM + lanes
             tl.store(target, x.to(dtype), mask=mask)
 
 

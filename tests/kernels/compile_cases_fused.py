@@ -1,0 +1,106 @@
+"""Calls of the fused kernels at the shapes of real models, for compiling what they would launch.
+
+Run them where launches are recorded (see `recorded_launches`), not where Triton interprets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
+
+import torch
+
+from assembler.kernels import embedding_triton, gated_triton, norms_triton
+from assembler.kernels.activation_triton import KNOWN_ACTIVATIONS
+from assembler.kernels.head_steps import HeadNorm, HeadSteps, Rotation
+from assembler.kernels.rope_kv_triton import rope_store_kv_triton
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+
+
+def norm(width: int, dtype: torch.dtype, *, layer: bool = False, offset: int = 0) -> None:
+    """A norm behind a residual sum, and one by itself."""
+    x, weight = torch.empty(5, width, dtype=dtype), torch.empty(width, dtype=dtype)
+    leaves = (weight, weight) if layer else (weight,)
+    name = "layer_norm" if layer else "rms_norm"
+    getattr(norms_triton, f"add_{name}")(x, x, *leaves, 1e-6, offset)
+    getattr(norms_triton, name)(x, *leaves, 1e-6, offset)
+
+
+def gate(activation: str, dtype: torch.dtype, width: int = 12288, **form: float) -> None:
+    """Gate and up side by side, as one projection writes them."""
+    halves = torch.empty(5, 2 * width, dtype=dtype).chunk(2, dim=-1)
+    gated_triton.gated_triton(*halves, activation, **form)
+
+
+def heads(
+    num_heads: int,
+    num_kv_heads: int,
+    dim: int,
+    dtype: torch.dtype,
+    *,
+    rotary: int | None = None,
+    style: str = "half",
+    norm: str = "",
+    clip: float | None = None,
+    factors: bool = False,
+) -> None:
+    """One fused projection; `norm` is "", "rms", "layer" or "each", all but "rms" after RoPE."""
+    qkv = torch.empty(5, num_heads + 2 * num_kv_heads, dim, dtype=dtype)
+    cache = torch.empty(4, 16, num_kv_heads, dim, dtype=dtype)
+    leaf = torch.empty((num_heads, dim) if norm == "each" else dim, dtype=dtype)
+    bias = None if norm == "rms" else leaf
+    head_norm = HeadNorm(norm != "rms", 1e-6, 0, leaf, leaf, bias, bias, after_rope=norm != "rms")
+    table = torch.empty(5, 1, dim if rotary is None else rotary, dtype=dtype)
+    steps = HeadSteps(
+        head_norm if norm else None,
+        clip,
+        Rotation(table, table, style),
+        torch.empty(5, 1, 1, dtype=dtype) if factors else None,
+    )
+    parts = qkv.split((num_heads, num_kv_heads, num_kv_heads), dim=1)
+    rope_store_kv_triton(*parts, cache, cache, torch.zeros(5, dtype=torch.int64), steps)
+
+
+def embed(width: int, dtype: torch.dtype, factor: float) -> None:
+    """Some tokens of a vocabulary."""
+    embedding_triton.embed_triton(torch.zeros(5).long(), torch.empty(9, width, dtype=dtype), factor)
+
+
+CASES: Mapping[str, Callable[[], None]] = MappingProxyType(
+    {
+        "RMSNorm, 1024, bf16": partial(norm, 1024, BF16),
+        "RMSNorm, 4096, bf16": partial(norm, 4096, BF16),
+        "RMSNorm, 4096, fp16": partial(norm, 4096, FP16),
+        "RMSNorm with offset, 3840, bf16": partial(norm, 3840, BF16, offset=1),
+        "RMSNorm, 576, fp32": partial(norm, 576, FP32),
+        "RMSNorm, 128, bf16": partial(norm, 128, BF16),
+        "RMSNorm, 16384, bf16": partial(norm, 16384, BF16),
+        "LayerNorm, 12288, bf16": partial(norm, 12288, BF16, layer=True),
+        "LayerNorm with offset, 18432, bf16": partial(norm, 18432, BF16, layer=True, offset=1),
+        "heads 16/8 of 128, QK-norm, bf16": partial(heads, 16, 8, 128, BF16, norm="rms"),
+        "heads 32/8 of 128, bf16": partial(heads, 32, 8, 128, BF16),
+        "heads 32/8 of 128, fp16": partial(heads, 32, 8, 128, FP16),
+        "heads 8/4 of 256, QK-norm, bf16": partial(heads, 8, 4, 256, BF16, norm="rms"),
+        "heads 9/3 of 64, fp32": partial(heads, 9, 3, 64, FP32),
+        "heads 32/32 of 80, partial, QK-norm": partial(
+            heads, 32, 32, 80, BF16, rotary=20, norm="each"
+        ),
+        "heads 71/1 of 64, clipped": partial(heads, 71, 1, 64, BF16, clip=8.0),
+        "heads 40/8 of 128, pairs, scaled": partial(
+            heads, 40, 8, 128, BF16, style="interleaved", factors=True
+        ),
+        "heads 16/16 of 128, LayerNorm after": partial(heads, 16, 16, 128, BF16, norm="layer"),
+        "embedding, 4096, bf16": partial(embed, 4096, BF16, 1.0),
+        "embedding, 2304, scaled, bf16": partial(embed, 2304, BF16, 48.0),
+        "gate clamped, fp16": partial(gate, "quick_gelu", FP16, 2880, limit=7.0, up_offset=1.0),
+        "gate silu, fp32": partial(gate, "silu", FP32, 1536),
+        **{
+            f"gate {name}, bf16": partial(gate, name, BF16)
+            for name in sorted({*KNOWN_ACTIVATIONS.values()} & {*KNOWN_ACTIVATIONS})
+        },
+        "gate gelu_tanh, bf16": partial(gate, "gelu_pytorch_tanh", BF16),
+    }
+)
+"""What is called, by what a report calls it."""
