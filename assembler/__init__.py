@@ -20,6 +20,7 @@ _HOMES = {
     "AsyncLLM": "assembler.async_llm",
     "SamplingParams": "assembler.engine.sampling_params",
     "RequestOutput": "assembler.engine.outputs",
+    "diff_architectures": "assembler.diff",
     "explain_tensor": "assembler.explain",
     "load_model": "assembler.loading",
     "logits": "assembler.loading",
@@ -38,6 +39,7 @@ __all__ = [
     "SamplingParams",
     "__version__",
     "build_model",
+    "diff_architectures",
     "explain_tensor",
     "load_model",
     "load_spec",
@@ -49,6 +51,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from assembler.async_llm import AsyncLLM
+    from assembler.diff import diff_architectures
     from assembler.engine.outputs import RequestOutput
     from assembler.engine.sampling_params import SamplingParams
     from assembler.errors import AssemblerError

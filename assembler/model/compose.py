@@ -120,6 +120,18 @@ def open_conf(conf: str | Path, roots: Sequence[Path]) -> tuple[ConfFile, tuple[
     return read_conf(path), tuple(roots)
 
 
+def inherited_conf(
+    conf: str | Path, search_path: Sequence[str | Path] = ()
+) -> tuple[str, dict[str, Any]]:
+    """The name of a conf, and its YAML with all that it inherits, interpolations as written.
+
+    Raises:
+        SpecError: it, or one that it inherits from, is not there or cannot be read.
+    """
+    file, roots = open_conf(conf, search_roots(search_path))
+    return file.name, _inherited(ancestry(file, roots))
+
+
 def _inherited(files: Sequence[ConfFile]) -> dict[str, Any]:
     """The contents of a conf and its ancestors, each laid over the weaker ones."""
     data: dict[str, Any] = {}

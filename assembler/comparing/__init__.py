@@ -1,0 +1,1 @@
+"""The difference of two architectures, from their YAML files alone."""
