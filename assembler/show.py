@@ -15,7 +15,7 @@ from pydantic import Field
 
 from assembler.command_line import describe_options, parse_arguments, run_command
 from assembler.engine.options import Options
-from assembler.errors import AssemblerError, CheckpointError, OptionError
+from assembler.errors import CheckpointError
 
 if TYPE_CHECKING:
     from assembler.loading import Assembly
@@ -32,16 +32,6 @@ usage: python -m assembler.show checkpoint=WHERE [conf=NAME] [format=...] [out=F
 Fields of the model are overridden below conf.; hydra.searchpath=[DIR] names more folders with
 conf/ and weight_maps/.
 """
-Format = Literal["tree", "html", "svg", "mermaid", "json"]
-_ENDINGS: dict[str, Format] = {
-    ".html": "html",
-    ".htm": "html",
-    ".svg": "svg",
-    ".mmd": "mermaid",
-    ".mermaid": "mermaid",
-    ".json": "json",
-    ".txt": "tree",
-}
 
 
 class ShowOptions(Options):
@@ -56,7 +46,7 @@ class ShowOptions(Options):
         None, description="name or path of the model YAML; null detects it from the checkpoint"
     )
     tp: int = Field(1, ge=1, description="tensor-parallel ranks whose shares are shown")
-    format: Format | None = Field(
+    format: Literal["tree", "html", "svg", "mermaid", "json"] | None = Field(
         None, description="tree, html, svg, mermaid or json; null: what the ending of out says"
     )
     out: str | None = Field(None, description="file to write; null: the terminal")
@@ -69,7 +59,6 @@ def main(argv: Sequence[str]) -> int:
         return 0
     arguments = parse_arguments(argv, ShowOptions)
     options = ShowOptions(**arguments.values[0])
-    wanted = options.format or _format_of(options.out)
     picture = show_model(
         options.checkpoint,
         options.conf,
@@ -78,24 +67,13 @@ def main(argv: Sequence[str]) -> int:
         tp=options.tp,
     )
     if options.out is not None:
-        picture.save(options.out, wanted)
+        picture.save(options.out, options.format)
         print(f"wrote {options.out}", file=sys.stderr)
-    elif wanted == "tree":
+    elif options.format in (None, "tree"):
         picture.print()
     else:
-        print(picture.text(wanted), end="")
+        print(picture.text(options.format), end="")
     return 0 if picture.complete else 1
-
-
-def _format_of(out: str | None) -> Format:
-    """The format that the name of a file asks for."""
-    ending = "" if out is None else Path(out).suffix.lower()
-    if out is None or ending in _ENDINGS:
-        return _ENDINGS.get(ending, "tree")
-    raise OptionError(
-        f"out={out}: what is it to be? Pass format=..., or a name that ends in "
-        f"{', '.join(_ENDINGS)}"
-    )
 
 
 def show_model(

@@ -8,7 +8,7 @@ from html import escape
 from assembler.showing.diagram import Diagram, Node
 from assembler.showing.layering import layer_nodes
 from assembler.showing.layout import Box, Size
-from assembler.showing.numbers import short_count
+from assembler.showing.numbers import shape_text, short_count
 from assembler.showing.view import BlockView
 
 LETTER = 6.4  # width of a letter of the small text, with room for wide fonts
@@ -67,7 +67,8 @@ def _card(box: Box, block: BlockView, link: str | None) -> str:
         f'height="{box.height:.1f}" rx="7"/>',
         f'<rect class="bar" x="{box.left:.1f}" y="{box.top + 6:.1f}" width="4" '
         f'height="{box.height - 12:.1f}" rx="2"/>',
-        f'<text class="ink name" x="{box.left + _PADDING:.1f}" y="{first:.1f}">{escape(name)}</text>',
+        f'<text class="ink name" x="{box.left + _PADDING:.1f}" y="{first:.1f}">'
+        f"{escape(name)}</text>",
         f'<text class="soft" x="{box.right - _PADDING + 2:.1f}" y="{first:.1f}" '
         f'text-anchor="end">{count}</text>',
     ]
@@ -90,13 +91,18 @@ def _lines(block: BlockView, width: float) -> list[str]:
         return []
     room = int((width - 2 * _PADDING) / LETTER)
     lines, rest = [block.block[:room]], ""
-    for fact in block.facts:
+    for fact in block.facts or _shape(block):
         joined = f"{rest} · {fact}" if rest else fact
         if rest and len(joined) > room:
             lines.append(rest)
             joined = fact
         rest = joined
     return [*lines, rest] if rest else lines
+
+
+def _shape(block: BlockView) -> tuple[str, ...]:
+    """What tells most about a block that is one matrix."""
+    return (shape_text(block.weights[0].shape),) if len(block.weights) == 1 else ()
 
 
 def _operator(node: Node, box: Box) -> str:

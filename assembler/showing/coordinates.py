@@ -8,10 +8,12 @@ adjacent violators), in sweeps down and up; lanes stay straight, each moved as o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from assembler.showing.layering import Layering, Link
 
 _SWEEPS = 200
+_STILL = 0.005  # pixels: less is no movement
 _FIXED = 1e9  # weight of a place that does not move
 _LONG = 1e-6  # weight of an edge that goes through a lane: it bends anyway
 
@@ -47,7 +49,7 @@ class _Placer:
             rigid = attempt <= len(x)  # lanes that cross each other cannot all be straight
             moved = False
             for row in self.rows:
-                for a, b in zip(row, row[1:], strict=False):
+                for a, b in pairwise(row):
                     least = x[a] + self._apart(a, b)
                     if x[b] < least:
                         x[b], moved = least, True
@@ -64,10 +66,13 @@ class _Placer:
 
     def solve(self) -> dict[str, float]:
         for _ in range(_SWEEPS):
+            before = dict(self.x)
             for row in (*self.rows, *self.rows[::-1]):
                 self._solve_row(row)
             for link, places in self.lanes.items():
                 self._move_lane(link, places)
+            if all(abs(self.x[name] - x) < _STILL for name, x in before.items()):
+                break
         return {name: round(x, 1) for name, x in self.x.items()}
 
     def _solve_row(self, row: Sequence[str]) -> None:
@@ -82,7 +87,7 @@ class _Placer:
             mean = sum(self.x[o] * w for o, w in tied) / total if free else self.x[name]
             wanted.append(mean - at)
             weights.append(total)
-        for name, offset, value in zip(row, offsets, _isotonic(wanted, weights), strict=True):
+        for name, offset, value in zip(row, offsets, isotonic(wanted, weights), strict=True):
             if name not in self.in_lanes:
                 self.x[name] = value + offset
 
@@ -102,7 +107,7 @@ class _Placer:
         self.x.update(dict.fromkeys(places, max(low, min(high, middle))))
 
 
-def _isotonic(wanted: Sequence[float], weights: Sequence[float]) -> list[float]:
+def isotonic(wanted: Sequence[float], weights: Sequence[float]) -> list[float]:
     """The never falling values nearest to `wanted` in weighted least squares."""
     pools: list[list[float]] = []  # [mean, weight, how many]
     for value, weight in zip(wanted, weights, strict=True):

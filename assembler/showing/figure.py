@@ -155,7 +155,7 @@ def _edge(points: Sequence[Point]) -> str:
     path = [f"M{x:.1f} {y:.1f}"]
     for before, at, after in zip(points, points[1:], points[2:], strict=False):
         entry, leave = _towards(at, before), _towards(at, after)
-        path.append(f"L{entry[0]:.1f} {entry[1]:.1f}Q{at[0]:.1f} {at[1]:.1f} {leave[0]:.1f} {leave[1]:.1f}")
+        path.append(f"L{_xy(entry)}Q{_xy(at)} {_xy(leave)}")
     (x, y), previous = points[-1], points[-2]
     dx, dy = (x > previous[0]) - (x < previous[0]), (y > previous[1]) - (y < previous[1])
     path.append(f"L{x - 4 * dx:.1f} {y - 4 * dy:.1f}")
@@ -165,10 +165,13 @@ def _edge(points: Sequence[Point]) -> str:
     return f'<path class="edge" d="{"".join(path)}"/><path class="tip" d="{tip}"/>'
 
 
+def _xy(point: Point) -> str:
+    return f"{point[0]:.1f} {point[1]:.1f}"
+
+
 def _towards(corner: Point, other: Point) -> Point:
     """Where a corner's curve begins on the way to the next point."""
     dx, dy = other[0] - corner[0], other[1] - corner[1]
     length = abs(dx) + abs(dy)
     reach = min(_RADIUS, length / 2) / length
     return corner[0] + dx * reach, corner[1] + dy * reach
-

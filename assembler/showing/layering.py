@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 Link = tuple[str, str]  # (from, to)
 _SWEEPS = 8
@@ -58,7 +59,7 @@ def layer_nodes(nodes: Sequence[str], links: Sequence[Link], last: Iterable[str]
 
 
 def _pairs(places: Sequence[str]) -> list[Link]:
-    return list(zip(places, places[1:], strict=False))
+    return list(pairwise(places))
 
 
 def _ordered(rows: tuple[tuple[str, ...], ...], steps: Sequence[Link]) -> tuple:
@@ -99,7 +100,7 @@ def _by_barycentre(
 
 def _crossings(rows: Sequence[Sequence[str]], below: Mapping[str, Sequence[str]]) -> int:
     count = 0
-    for upper, lower in zip(rows, rows[1:], strict=False):
+    for upper, lower in pairwise(rows):
         at = {name: n for n, name in enumerate(lower)}
         ends = [(n, at[b]) for n, a in enumerate(upper) for b in below.get(a, ())]
         pairs = ((p, q) for k, p in enumerate(ends) for q in ends[k + 1 :])

@@ -142,12 +142,11 @@ class _Router:
         between = (self.boxes[name] for name in row if name != link[1])
         if any(box.right > near and box.left < far for box in between):
             return False
-        others = [other for other in self.links if other[1] == link[1] and other != link]
-        same_side = [self._arrives_at(o) for o in others if (self._arrives_at(o) < target.x) == (x < target.x)]
-        return all(abs(x - target.x) >= abs(other - target.x) for other in same_side)
+        arrivals = [self._arrives_at(other) for other in self.links if other[1] == link[1]]
+        return x == min(arrivals) if x < target.x else x == max(arrivals)
 
     def _port(self, link: Link, target: Box) -> float:
-        """Where on its upper side the target takes the edge: side by side where it takes several."""
+        """Where the upper side of the target takes the edge: several of them side by side."""
         into = [other for other in self.links if other[1] == link[1]]
         if link[1] in self.small or len(into) == 1:
             return target.x

@@ -147,4 +147,3 @@ def _is_stacked(piece: Piece) -> bool:
 def _start(piece: Piece) -> int:
     """Where a piece begins along the fused dimension."""
     return piece.target_slice[-1].start if piece.target_slice else 0
-

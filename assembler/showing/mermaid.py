@@ -36,7 +36,7 @@ def _lines(view: ModelView) -> Iterator[str]:
 
 
 def _section(section: SectionView, prefix: str, kinds: range = range(0)) -> Iterator[str]:
-    """The nodes and edges of one section; in the model's, the layers are the subgraphs of `kinds`."""
+    """The nodes and edges of a section; the model's layers are the subgraphs of `kinds`."""
     blocks = blocks_by_name(section.blocks)
     ids = {node.name: f"{prefix}_{n}" for n, node in enumerate(section.diagram.nodes)}
     layers = {node.name for node in section.diagram.nodes if node.kind == "layers"}

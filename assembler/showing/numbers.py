@@ -9,12 +9,10 @@ def short_count(count: float) -> str:
     """Three digits and a unit: `494 M`, `8.19 B`, `96`."""
     if count < 1000:
         return f"{count:.0f}"
-    for unit in ("k", "M", "B"):
-        count /= 1000
-        if count < 999.5:
-            break
-    else:
-        count, unit = count / 1000, "T"
+    units = iter("kMBT")
+    unit, count = next(units), count / 1000
+    while count >= 999.5 and unit != "T":
+        unit, count = next(units), count / 1000
     digits = 2 if count < 9.995 else 1 if count < 99.95 else 0
     return f"{count:.{digits}f} {unit}"
 

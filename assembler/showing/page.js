@@ -237,7 +237,8 @@
     });
   }
 
-  showKind(0);
+  const counts = data.kinds.map((layers) => numbers(layers).length);
+  showKind(counts.indexOf(Math.max(...counts)));
   window.addEventListener("hashchange", () => open(location.hash.slice(1)));
   if (location.hash.length > 1) open(location.hash.slice(1));
 })();

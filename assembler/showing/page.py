@@ -17,14 +17,20 @@ from assembler.showing.colours import DARK, LIGHT, Theme, figure_rules
 from assembler.showing.figure import MONO, SANS, figure_shapes
 from assembler.showing.page_blocks import explorer
 from assembler.showing.page_data import page_data
-from assembler.showing.page_parts import checkpoint_section, header, layers_section, memory_section
-from assembler.showing.page_parts import tensors_section
+from assembler.showing.page_parts import (
+    checkpoint_section,
+    header,
+    layers_section,
+    memory_section,
+    strip_columns,
+    tensors_section,
+)
 from assembler.showing.view import ModelView
 
 
 def html_page(view: ModelView) -> str:
     """The whole document."""
-    style, script = _style(), _resource("page.js")
+    style, script = _style(view), _resource("page.js")
     # In a script element only `<` could end it or open a comment.
     data = json.dumps(page_data(view), ensure_ascii=False, separators=(",", ":"))
     data = data.replace("<", "\\u003c")
@@ -71,9 +77,10 @@ def _hash(text: str) -> str:
     return f"'sha256-{digest}'"
 
 
-def _style() -> str:
-    fonts = f":root{{--sans:{SANS};--mono:{MONO}}}"
-    parts = [fonts, _themed(LIGHT, ":root")]
+def _style(view: ModelView) -> str:
+    wide, narrow = (strip_columns(len(view.layer_kinds), most) for most in (64, 18))
+    root = f"--sans:{SANS};--mono:{MONO};--columns:{wide};--columns-narrow:{narrow}"
+    parts = [f":root{{{root}}}", _themed(LIGHT, ":root")]
     dark = _themed(DARK, ":root:not([data-theme=light])")
     parts += [f"@media (prefers-color-scheme:dark){{\n{dark}\n}}"]
     parts += [_themed(DARK, ":root[data-theme=dark]"), figure_shapes(), _resource("page.css")]

@@ -110,6 +110,7 @@ def _weight(weight: WeightView) -> str:
     tags = [weight.dtype, *([f"split by {weight.split}"] if weight.split else [])]
     marks = "".join(f'<span class="tag">{escape(tag)}</span>' for tag in tags if tag)
     count = short_count(weight.numel) if weight.numel else "no memory of its own"
+    sizes = dict.fromkeys((shape_text(weight.shape), count))  # of a vector, one number
     notes = list(weight.notes)
     if weight.tied_to:
         notes.insert(0, f"shares the memory of {weight.tied_to}")
@@ -118,7 +119,7 @@ def _weight(weight: WeightView) -> str:
     sources = "".join(_source(link) for link in weight.links)
     return (
         f'<li class="weight"><p class="head"><code>{escape(weight.name)}</code>'
-        f"<span>{shape_text(weight.shape)}</span><span>{count}</span>{marks}</p>"
+        f"{''.join(f'<span>{size}</span>' for size in sizes)}{marks}</p>"
         f"{_parts(weight)}"
         f'<ul class="sources">{sources}</ul>'
         f"{''.join(f'<p class=note>{escape(note)}</p>' for note in notes)}</li>"

@@ -38,7 +38,7 @@ def _facts(view: ModelView) -> Iterator[tuple[str, str]]:
     if view.checkpoint is not None:
         yield "on disk", format_bytes(view.checkpoint.nbytes)
     cache = view.cache_values * _BF16
-    of_rank = f" of {view.tp_size} ranks" if len(view.rank_numels) > 1 else ""
+    of_rank = " and rank" if len(view.rank_numels) > 1 else ""
     yield f"KV a token{of_rank}, 16 bit", format_bytes(cache)
 
 
@@ -48,8 +48,9 @@ def layers_section(view: ModelView) -> str:
     numbers = [names.index(kind) for kind in view.layer_kinds]
     cells = "".join(
         f'<button type="button" class="cell kind-{number % len(LIGHT.kinds)}" data-layer="{n}" '
-        f'title="layer {n}: {escape(names[number])}" aria-label="Layer {n}, {escape(names[number])}"'
-        f' tabindex="{-1 if n else 0}" aria-pressed="false"></button>'
+        f'title="layer {n}: {escape(names[number])}" '
+        f'aria-label="Layer {n}, {escape(names[number])}" tabindex="{-1 if n else 0}" '
+        'aria-pressed="false"></button>'
         for n, number in enumerate(numbers[:_MOST_CELLS])
     )
     kinds = "".join(
@@ -70,6 +71,12 @@ def layers_section(view: ModelView) -> str:
 </section>"""
 
 
+def strip_columns(layers: int, most: int) -> int:
+    """How many cells a row of the strip has: rows as even as can be, of at most `most`."""
+    rows = -(-min(layers, _MOST_CELLS) // most)
+    return -(-min(layers, _MOST_CELLS) // rows)
+
+
 def memory_section(view: ModelView) -> str:
     """A bar for each part, by bytes on disk if they are known."""
     disk = view.disk_by_part
@@ -82,7 +89,8 @@ def memory_section(view: ModelView) -> str:
         f'<option value="{value}"{" selected" if value == chosen else ""}>{text}</option>'
         for value, text in options
     )
-    rows = "".join(_bar(part, size, whole) for part, size in sizes.items())
+    by_size = sorted(sizes.items(), key=lambda item: -item[1])
+    rows = "".join(_bar(part, size, whole) for part, size in by_size)
     return f"""\
 <section id="memory" aria-labelledby="memory-title">
 <h2 id="memory-title">Memory of the weights</h2>
@@ -131,10 +139,11 @@ def checkpoint_section(view: ModelView) -> str:
     """Where all of this was read, and what is wrong."""
     found = view.checkpoint
     if found is None:
-        return '<section><p class="told">The config alone was read: no tensors on disk.</p></section>'
+        told = "The config alone was read: no tensors on disk."
+        return f'<section><p class="told">{told}</p></section>'
     findings = "".join(f'<li class="finding">{escape(text)}</li>' for text in found.findings)
     ignored = "".join(
-        f"<li>not used ({escape(why)}): {', '.join(f'<code>{escape(n)}</code>' for n in names)}</li>"
+        f"<li>not used ({escape(why)}): <code>{escape(', '.join(names))}</code></li>"
         for names, why in found.ignored
     )
     verdict = "complete" if found.complete else "incomplete"

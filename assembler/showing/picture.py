@@ -12,7 +12,16 @@ from assembler.errors import OptionError
 from assembler.showing.view import ModelView
 
 Format = Literal["tree", "html", "svg", "mermaid", "json"]
-_WIDTH = 120  # columns of a tree that is not printed to a terminal
+_ENDINGS: dict[str, Format] = {
+    ".html": "html",
+    ".htm": "html",
+    ".svg": "svg",
+    ".mmd": "mermaid",
+    ".mermaid": "mermaid",
+    ".json": "json",
+    ".txt": "tree",
+}
+_WIDTH = 10_000  # columns of a tree that goes to no terminal: a finding stays on its line
 
 
 @dataclass(frozen=True)
@@ -45,14 +54,15 @@ class ModelPicture:
             return mermaid_text(self.view)
         return self._tree()
 
-    def save(self, path: str | Path, format: Format) -> None:
-        """Write the picture to a file.
+    def save(self, path: str | Path, format: Format | None = None) -> None:
+        """Write the picture to a file, in the format that its name ends in if none is given.
 
         Raises:
-            OptionError: the file cannot be written.
+            OptionError: the ending says nothing, or the file cannot be written.
         """
+        text = self.text(format or format_of(path))
         try:
-            Path(path).expanduser().write_text(self.text(format), encoding="utf-8")
+            Path(path).expanduser().write_text(text, encoding="utf-8")
         except OSError as error:
             raise OptionError(f"out={path}: cannot be written: {error.strerror}") from None
 
@@ -62,8 +72,8 @@ class ModelPicture:
 
         from assembler.showing.tree import render_tree
 
-        width = None if sys.stdout.isatty() else _WIDTH
-        Console(width=width, highlight=False).print(render_tree(self.view))
+        console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
+        console.print(render_tree(self.view, console.width))
 
     def _tree(self) -> str:
         from rich.console import Console
@@ -72,9 +82,20 @@ class ModelPicture:
 
         console = Console(width=_WIDTH, highlight=False, color_system=None)
         with console.capture() as capture:
-            console.print(render_tree(self.view))
+            console.print(render_tree(self.view, _WIDTH))
         return capture.get()
 
     def _repr_html_(self) -> str:
         """How a notebook shows it."""
         return self.text("svg")
+
+
+def format_of(path: str | Path) -> Format:
+    """The format that the name of a file asks for."""
+    ending = Path(path).suffix.lower()
+    if ending in _ENDINGS:
+        return _ENDINGS[ending]
+    raise OptionError(
+        f"out={path}: what is it to be? Pass format=..., or a name that ends in "
+        f"{', '.join(_ENDINGS)}"
+    )

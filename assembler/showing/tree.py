@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from textwrap import wrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from rich import box
-from rich.console import Group
-from rich.table import Table
+from rich.console import Console, Group
 from rich.text import Text
 
 from assembler.showing.names import layers_text
@@ -25,23 +23,74 @@ _COLOURS = {
     "head": "bright_blue",
 }
 _KINDS = ("blue", "yellow", "cyan", "magenta", "green", "red", "bright_blue", "bright_yellow")
-_FACTS_WIDTH = 46  # letters of a line of facts
+_NARROWEST, _WIDEST = 30, 120  # columns for the tree itself
+_HANGING = 2  # columns by which the next lines of a row are indented
+_GAP = 2  # columns between what stands beside it
+_NUMBERS = (2, 3)  # of what stands beside it, those that are numbers
 _MOST_CELLS = 400  # layers in the strip; more are told in words only
-Row = tuple[Text, str, str, str, str, str]  # tree, shape, dtype, parameters, share, rank
 
 
-def render_tree(view: ModelView) -> Group:
-    """The tree for a `rich` console."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    ranks = f"a rank of {view.tp_size}" if view.tp_size > 1 else ""
-    table.add_column("block", overflow="fold")
-    for header, right in (("shape", 0), ("dtype", 0), ("parameters", 1), ("share", 1), (ranks, 0)):
-        if header:
-            table.add_column(header, justify="right" if right else "left", overflow="fold")
+@dataclass(frozen=True)
+class _Row:
+    """A line of the tree and what stands beside it."""
+
+    stem: str  # what hangs it into the tree
+    below: str  # the stem of what follows it, and of its own next lines
+    text: Text
+    shape: str = ""
+    dtype: str = ""
+    count: str = ""
+    share: str = ""
+    rank: str = ""
+
+    @property
+    def indent(self) -> int:
+        """Columns before the text."""
+        return max(len(self.stem), len(self.below) + _HANGING)
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        return (self.shape, self.dtype, self.count, self.share, self.rank)
+
+
+def render_tree(view: ModelView, width: int) -> Group:
+    """The tree for a `rich` console with that many columns."""
+    headers = ["shape", "dtype", "parameters", "share"]
+    headers += [f"a rank of {view.tp_size}"] if view.tp_size > 1 else []
     rows = list(_rows(view))
-    for tree, *facts in rows:
-        table.add_row(tree, *facts[: 5 if ranks else 4])
-    return Group(*_head(view), table, *_foot(view))
+    facts = [row.facts[: len(headers)] for row in rows]
+    widths = [max(map(len, column)) for column in zip(headers, *facts, strict=True)]
+    taken = sum(widths) + _GAP * len(widths)
+    longest = max(row.indent + len(row.text) for row in rows if any(row.facts))
+    room = max(_NARROWEST, min(longest, width - taken))
+    title = Text(f"{'block':<{room}}{_aligned(headers, widths)}".rstrip(), "bold")
+    lines = [title, Text("─" * min(width, room + taken), "dim")]
+    for row, beside in zip(rows, facts, strict=True):
+        lines += _hung(row, room, _aligned(beside, widths), width)
+    return Group(*_head(view), Text(), *lines, Text(), *_foot(view))
+
+
+def _aligned(texts: Sequence[str], widths: Sequence[int]) -> str:
+    """Texts under each other: numbers to the right, the others to the left."""
+    gap = " " * _GAP
+    pairs = enumerate(zip(texts, widths, strict=True))
+    return "".join(f"{gap}{t:>{w}}" if n in _NUMBERS else f"{gap}{t:<{w}}" for n, (t, w) in pairs)
+
+
+def _hung(row: _Row, room: int, beside: str, width: int) -> list[Text]:
+    """A row in as many lines as it needs, each with its stem; without facts it may be wide."""
+    has_facts = bool(beside.strip())
+    below = row.below + " " * _HANGING
+    most = room if has_facts else min(width, _WIDEST)
+    parts = row.text.wrap(Console(), max(8, most - row.indent))
+    lines = []
+    for n, part in enumerate(parts):
+        part.rstrip()
+        line = Text.assemble((row.stem if n == 0 else below, "dim"), part, no_wrap=True)
+        if n == 0 and has_facts:
+            line.append(f"{' ' * (room - len(line))}{beside}".rstrip())
+        lines.append(line)
+    return lines
 
 
 def _head(view: ModelView) -> Iterator[Text]:
@@ -70,7 +119,7 @@ def _strip(view: ModelView) -> Iterator[Text]:
     yield Text.assemble(*legend)
 
 
-def _rows(view: ModelView) -> Iterator[Row]:
+def _rows(view: ModelView) -> Iterator[_Row]:
     """The model's blocks in the order of its equations, the layers where these call them."""
     yield from _equations(view.model, "")
     blocks = {block.name: block for block in view.model.blocks}
@@ -85,57 +134,59 @@ def _rows(view: ModelView) -> Iterator[Row]:
             yield from _layers(view, number, section, last and number == len(view.kinds) - 1)
 
 
-def _layers(view: ModelView, number: int, section: SectionView, last: bool) -> Iterator[Row]:
-    title = f"layers {layers_text(section.layers)}"
+def _layers(view: ModelView, number: int, section: SectionView, last: bool) -> Iterator[_Row]:
     kind = f" {section.kind}" if len(view.kinds) > 1 else ""
-    colour = _KINDS[number % len(_KINDS)]
-    tree = Text.assemble(_branch("", last), (title, "bold"), (kind, f"bold {colour}"))
-    tree.append(f" × {section.count}", "dim")
+    text = Text.assemble(
+        (f"layers {layers_text(section.layers)}", "bold"),
+        (kind, f"bold {_KINDS[number % len(_KINDS)]}"),
+        (f" × {section.count}", "dim"),
+    )
     count = section.numel * section.count
-    yield (tree, "", "", short_count(count), percent(count, view.numel), "")
-    below = _below("", last)
+    stem, below = _stems("", last)
+    share = percent(count, view.numel)
+    yield _Row(stem, f"{below}│", text, count=short_count(count), share=share)
     yield from _equations(section, below)
     for n, block in enumerate(section.blocks):
         yield from _block(view, section, block, below, n == len(section.blocks) - 1)
 
 
-def _equations(section: SectionView, indent: str) -> Iterator[Row]:
+def _equations(section: SectionView, indent: str) -> Iterator[_Row]:
     for equation, _ in section.wiring:
-        stem = "│ " if section.blocks else "  "
-        yield (Text.assemble((f"{indent}{stem}", "dim"), (equation, "green")), "", "", "", "", "")
+        yield _Row(f"{indent}│ ", f"{indent}│", Text(equation, "green"))
 
 
 def _block(
     view: ModelView, section: SectionView, block: BlockView, indent: str, last: bool
-) -> Iterator[Row]:
+) -> Iterator[_Row]:
     colour = _COLOURS.get(block.part, "white")
-    tree = Text.assemble(_branch(indent, last), (block.name, f"bold {colour}"), f" {block.block}")
+    text = Text.assemble((block.name, f"bold {colour}"), f" {block.block}")
     count = block.numel * section.count
-    counted = (short_count(count) if count else "", percent(count, view.numel) if count else "")
-    below = _below(indent, last)
+    counted = {"count": short_count(count), "share": percent(count, view.numel)} if count else {}
+    stem, below = _stems(indent, last)
     if [weight.name for weight in block.weights] == ["weight"]:  # one line tells all
         weight = block.weights[0]
         told = (f"tied to {weight.tied_to}",) if weight.tied_to else block.facts
-        tree.append(f"  {', '.join(told)}" if told else "", "dim")
-        yield (tree, shape_text(weight.shape), weight.dtype, *counted, rank_text(weight))
+        text.append(f"  {', '.join(told)}" if told else "", "dim")
+        shape, rank = shape_text(weight.shape), rank_text(weight)
+        yield _Row(stem, below, text, shape, weight.dtype, rank=rank, **counted)
         return
-    yield (tree, "", "", *counted, "")
-    stem = f"{below}{'│ ' if block.weights else '  '}"
-    for line in wrap(", ".join(block.facts), _FACTS_WIDTH):
-        yield (Text(f"{stem}{line}", "dim"), "", "", "", "", "")
+    yield _Row(stem, below, text, **counted)
+    if block.facts:
+        bar = "│" if block.weights else " "
+        yield _Row(f"{below}{bar} ", f"{below}{bar}", Text(", ".join(block.facts), "dim"))
     for n, weight in enumerate(block.weights):
-        yield _weight(section, weight, _branch(below, n == len(block.weights) - 1))
+        yield _weight(section, weight, *_stems(below, n == len(block.weights) - 1))
 
 
-def _weight(section: SectionView, weight: WeightView, stem: tuple[str, str]) -> Row:
-    name = weight.name.removesuffix(".weight")
-    tree = Text.assemble(stem, name)
+def _weight(section: SectionView, weight: WeightView, stem: str, below: str) -> _Row:
+    text = Text(weight.name.removesuffix(".weight"))
     if weight.fused:
-        tree.append(f"  {' + '.join(part for part, _ in weight.fused)}", "dim")
+        text.append(f"  {' + '.join(part for part, _ in weight.fused)}", "dim")
     if weight.tied_to:
-        tree.append(f"  = {weight.tied_to}", "dim")
+        text.append(f"  = {weight.tied_to}", "dim")
     count = short_count(weight.numel * section.count) if weight.numel else ""
-    return (tree, shape_text(weight.shape), weight.dtype, count, "", rank_text(weight))
+    shape, rank = shape_text(weight.shape), rank_text(weight)
+    return _Row(stem, below, text, shape, weight.dtype, count, rank=rank)
 
 
 def rank_text(weight: WeightView) -> str:
@@ -168,10 +219,6 @@ def _foot(view: ModelView) -> Iterator[Text]:
     yield Text(view.checkpoint.covered, style="bold green" if good else "bold red")
 
 
-def _branch(indent: str, last: bool) -> tuple[str, str]:
-    return (f"{indent}{'└─ ' if last else '├─ '}", "dim")
-
-
-def _below(indent: str, last: bool) -> str:
-    return f"{indent}{'   ' if last else '│  '}"
-
+def _stems(indent: str, last: bool) -> tuple[str, str]:
+    """What hangs a row into the tree, and what stands before all that is below it."""
+    return (f"{indent}└─ ", f"{indent}   ") if last else (f"{indent}├─ ", f"{indent}│  ")
