@@ -174,12 +174,30 @@ static void block_weights(const Attention& a, const Queries<T>& queries, int64_t
     }
 }
 
-// The unit of 16 dimensions of PER_UNIT neighbouring values.
-static inline uvec value_units(const float* const* values, int64_t d, int count) {
-    return (uvec)take(values[0] + d, count);
+// Units `u` of a panel of values from dimension `d` on: `count` numbers (32, or less at the end) of
+// PER_UNIT neighbouring values.
+static inline void pack_values(const float* const* rows, int64_t d, int count, uint32_t* unit) {
+    for (int c = 0; c < COLUMNS; c += LANES)
+        store((float*)unit + c, take(rows[0] + d + c, std::max(0, std::min(LANES, count - c))));
 }
-static inline uvec value_units(const bf16* const* values, int64_t d, int count) {
-    return (uvec)take(values[0] + d, count) >> 16 | (uvec)take(values[1] + d, count);
+static inline void pack_values(const bf16* const* rows, int64_t d, int count, uint32_t* unit) {
+#if defined(__AVX512BW__)
+    alignas(64) static constexpr uint16_t LEFT[2 * LANES] = {
+        0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+        8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+    __mmask32 mask = (__mmask32)((1ull << count) - 1);
+    __m512i one = _mm512_maskz_loadu_epi16(mask, rows[0] + d);
+    __m512i two = _mm512_maskz_loadu_epi16(mask, rows[1] + d);
+    __m512i left = _mm512_load_si512(LEFT), right = _mm512_add_epi16(left, _mm512_set1_epi16(LANES));
+    _mm512_storeu_si512(unit, _mm512_permutex2var_epi16(one, left, two));
+    _mm512_storeu_si512(unit + LANES, _mm512_permutex2var_epi16(one, right, two));
+#else
+    for (int c = 0; c < COLUMNS; c += LANES) {
+        int part = std::max(0, std::min(LANES, count - c));
+        uvec units = (uvec)take(rows[0] + d + c, part) >> 16 | (uvec)take(rows[1] + d + c, part);
+        memcpy(unit + c, &units, sizeof units);
+    }
+#endif
 }
 
 template <typename T>
@@ -192,15 +210,10 @@ static void block_values(const Attention& a, const T* cache, const int32_t* page
         rows[j] = at_position(a, cache, pages, kv, key);
     }
     for (int64_t p = 0; p < s.panels; ++p) {
-        for (int c = 0; c < COLUMNS; c += LANES) {
-            int64_t d = p * COLUMNS + c;
-            int count = (int)std::min<int64_t>(LANES, a.head_dim - d);
-            for (int64_t u = 0; u < keys / PER_UNIT<T>; ++u) {
-                uvec units{};
-                if (count > 0) units = value_units(rows + u * PER_UNIT<T>, d, count);
-                memcpy(s.panel + u * COLUMNS + c, &units, sizeof units);
-            }
-        }
+        int64_t d = p * COLUMNS;
+        int count = (int)std::min<int64_t>(COLUMNS, a.head_dim - d);
+        for (int64_t u = 0; u < keys / PER_UNIT<T>; ++u)
+            pack_values(rows + u * PER_UNIT<T>, d, count, s.panel + u * COLUMNS);
         run_tiles(s.weights + begin, KEYS, keys, s.panel, s.rows, values + p * s.rows * COLUMNS,
                   true);
     }
