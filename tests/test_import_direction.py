@@ -27,7 +27,11 @@ ALLOWED_MODULES = {
     ("assembler.weights", "assembler.blocks"): {"parallel"},
     ("assembler.model", "assembler.weights"): {"yaml_marks"},
 }
-COMMANDS = ("generate", "bench", "coverage", "explain", "schema", "verify")
+COMMANDS = sorted(
+    path.stem
+    for path in (ROOT / "assembler").glob("*.py")
+    if "run_command(main)" in path.read_text()
+)
 
 
 def _sources() -> Iterator[tuple[str, Path]]:
