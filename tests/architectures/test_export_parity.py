@@ -12,6 +12,7 @@ from cases import CASES, Case, named, sweep
 from minicpm_reference import write_minicpm
 from safetensors.torch import load_file
 from tiny_checkpoints import make_checkpoint, model_class, reference_logits, token_ids
+from torch import nn
 
 import assembler
 from assembler.blocks.parallel import TensorParallel
@@ -29,6 +30,18 @@ def assert_same_tensors(found: Path, expected: Path) -> None:
         assert value.dtype == theirs[name].dtype and torch.equal(value, theirs[name]), name
 
 
+def in_memory_of_its_own(model: nn.Module) -> nn.Module:
+    """`model` with its weights where torch would put them, and no longer in the file.
+
+    A matrix times a vector (Qwen2-MoE's gate of the shared expert) is added up in another order
+    where the weights do not begin at a multiple of 16 bytes, as in a file they need not: that is a
+    difference of up to 1.2e-6 between models of the same weights.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    return model
+
+
 @pytest.mark.parametrize("case", sweep())
 def test_a_checkpoint_comes_back_bit_for_bit(case: Case, tmp_path: Path) -> None:
     source, out = tmp_path / "source", tmp_path / "out"
@@ -42,13 +55,8 @@ def test_a_checkpoint_comes_back_bit_for_bit(case: Case, tmp_path: Path) -> None
         out, output_loading_info=True, attn_implementation=case.attention, dtype="auto"
     )
     assert not info["missing_keys"] and not info["mismatched_keys"]
-    # Weights mapped from a file lie at other addresses, and matmuls round by alignment.
-    torch.testing.assert_close(
-        reference_logits(model.eval(), token_ids()),
-        reference_logits(reference, token_ids()),
-        rtol=1e-5,
-        atol=1e-5,
-    )
+    ours = reference_logits(in_memory_of_its_own(model).eval(), token_ids())
+    assert torch.equal(ours, reference_logits(reference, token_ids()))
 
 
 @pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
