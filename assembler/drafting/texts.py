@@ -1,0 +1,55 @@
+"""The two files of a draft as text, with what is guessed and what is not placed said in comments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from assembler.drafting.attempt import Attempt
+from assembler.drafting.yaml_text import comment, listed, yaml_text
+
+
+def draft_texts(best: Attempt, checkpoint: str, name: str) -> tuple[str, str]:
+    """The text of the conf and of the map."""
+    config = best.config
+    matches = {
+        key: config[key] for key in ("architectures", "model_type") if config.get(key) is not None
+    }
+    parent = best.parent
+    head = [
+        *comment(
+            f"{name}, drafted from {parent.name}. A draft: what is marked as a guess was concluded "
+            "from names and shapes, and only a comparison of logits proves it "
+            "(python -m assembler.verify)."
+        )
+    ]
+    if best.unplaced:
+        head += comment("Fields of config.json that nothing here reads:")
+        head += listed(f"{key}: {_short(config.get(key))}" for key in best.unplaced)
+    if best.error:
+        head += comment(f"It does not build yet: {best.error}")
+    data: dict[str, Any] = {"defaults": [parent.name, "_self_"]}
+    data |= {"matches": matches} if matches else {}
+    data |= {"checkpoint": checkpoint, "weight_map": name, **best.sheet.changes}
+    conf = "\n".join(head) + "\n" + yaml_text(data, best.sheet.why)
+    map_head = comment(f"{name}, drafted from the map {parent.weight_map}.")
+    if best.anatomy.unknown:
+        map_head += comment("Tensors whose use is not known:")
+        map_head += listed(best.anatomy.unknown)
+    map_data = best.map.data if best.map else {"extends": parent.weight_map}
+    text = "\n".join(map_head) + "\n" + yaml_text(map_data, map_reasons(best))
+    return conf, text
+
+
+def map_reasons(best: Attempt) -> dict[tuple[str, ...], str]:
+    """The comments of the map, by key path."""
+    reasons = {}
+    for target, why in (best.map.guesses if best.map else {}).items():
+        layer, dot, rest = target.partition("layers.{i}.")
+        path = ("weights", "layers.{i}", rest) if dot and not layer else ("weights", target)
+        reasons[path] = why
+    return reasons
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) < 60 else f"{text[:57]}..."
