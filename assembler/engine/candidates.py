@@ -67,30 +67,34 @@ def among_likeliest(
         unlimited = torch.tensor([[p.top_k <= 0] for p in params], device=logits.device)
         scaled.masked_fill_((logits_RC < floors) & ~unlimited, -math.inf)
     weights = scaled.exp_()
+    incomplete = (weights[:, -1] > 0) & (width < vocab_size)
     if any(p.top_p < 1 for p in params):
         top_p = _column([p.top_p for p in params], logits)
-        mass = top_p * _total(logits, weights, params)
-        weights.masked_fill_(weights < _nucleus_floors(weights, mass, top_p), 0.0)
-    incomplete = (weights[:, -1] > 0) & (width < vocab_size)
+        total, of_all = _total(logits, weights, params)
+        weights.masked_fill_(weights < _nucleus_floors(weights, top_p * total, top_p), 0.0)
+        # A nucleus of a sum that lacks tokens is too small, however it ends.
+        incomplete &= (weights[:, -1] > 0) | ~of_all
     token_ids, order = token_ids.sort(dim=-1)  # as in the vocabulary, however ties came out
     return Candidates(weights.gather(-1, order), token_ids), incomplete
 
 
 def _total(
     logits: torch.Tensor, weights: torch.Tensor, params: SequenceOf[SamplingParams]
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The sum [R, 1] of the weights of all tokens that min-p and top-k leave.
 
     Where neither is set, these are all tokens of the vocabulary and not only the likeliest, whose
-    `weights` [R, C] relate to the first one's.
+    `weights` [R, C] relate to the first one's; the second result [R] says in which rows.
     """
     total = weights.sum(dim=-1, keepdim=True)
+    of_all = torch.zeros(len(weights), dtype=torch.bool, device=logits.device)
     rows = [row for row, p in enumerate(params) if p.top_p < 1 and p.top_k <= 0 and p.min_p == 0]
     if rows:
         index = torch.tensor(rows, device=logits.device)
         scaled = _scaled(logits[index], [params[row] for row in rows])
         total[index] = 1 / scaled.softmax(dim=-1).amax(dim=-1, keepdim=True)
-    return total
+        of_all[index] = True
+    return total, of_all
 
 
 def whole_vocabulary(logits: torch.Tensor, params: SequenceOf[SamplingParams]) -> Candidates:

@@ -22,11 +22,14 @@ from assembler.engine.candidates import (
     are_likely_few,
     whole_vocabulary,
 )
+from assembler.engine.fused_sampling import draw_in_one_pass
 from assembler.engine.logit_rules import RuledRow, apply_bans, apply_bias
 from assembler.engine.logprobs import token_logprobs
 from assembler.engine.penalties import PenalisedRow, apply_penalties
 from assembler.engine.random_numbers import uniforms
+from assembler.engine.sampling_params import SamplingParams
 from assembler.engine.sequence import Sequence
+from assembler.kernels.fused import runs_fused
 
 _NO_TOKEN = -1
 _NOT_NUMBERS = (
@@ -88,17 +91,13 @@ class Sampler:
         rows = [row for row, s in enumerate(sequences) if not s.params.is_greedy]
         if rows:
             numbers = self._uniforms([sequences[row] for row in rows])
-            draws = dict(zip(rows, numbers, strict=True))
-            params = [sequence.params for sequence in sequences]
-            few = [row for row in rows if are_likely_few(params[row])]
-            many = [row for row in rows if not are_likely_few(params[row])]
-            if few:
-                found, incomplete = among_likeliest(_rows(logits, few), [params[r] for r in few])
-                _draw(found, few, draws, token_ids)
-                many += compress(few, incomplete.tolist())
-            if many:
-                found = whole_vocabulary(_rows(logits, many), [params[row] for row in many])
-                _draw(found, many, draws, token_ids)
+            if runs_fused(logits):
+                params = [sequences[row].params for row in rows]
+                index = torch.tensor(rows, device=logits.device)
+                token_ids[index] = draw_in_one_pass(_rows(logits, rows), params, numbers)
+            else:
+                draws = dict(zip(rows, numbers, strict=True))
+                _draw_all(logits, [s.params for s in sequences], draws, token_ids)
         return torch.where(best.isfinite(), token_ids, _NO_TOKEN).tolist()
 
     def _uniforms(self, sequences: SequenceOf[Sequence]) -> list[float]:
@@ -145,6 +144,24 @@ def _rows(logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
     if len(rows) == len(logits):
         return logits if rows == sorted(rows) else logits[rows]
     return logits[torch.tensor(rows, device=logits.device)]
+
+
+def _draw_all(
+    logits: torch.Tensor,
+    params: SequenceOf[SamplingParams],
+    draws: dict[int, float],
+    token_ids: torch.Tensor,
+) -> None:
+    """Draw a token for each row of `logits` that has a number in `draws`, into `token_ids`."""
+    few = [row for row in draws if are_likely_few(params[row])]
+    many = [row for row in draws if not are_likely_few(params[row])]
+    if few:
+        found, incomplete = among_likeliest(_rows(logits, few), [params[r] for r in few])
+        _draw(found, few, draws, token_ids)
+        many += compress(few, incomplete.tolist())
+    if many:
+        found = whole_vocabulary(_rows(logits, many), [params[row] for row in many])
+        _draw(found, many, draws, token_ids)
 
 
 def _draw(

@@ -148,6 +148,16 @@ def test_rows_whose_candidates_are_not_all_there_are_named(settings):
     assert set(tokens) == set(range(VOCAB))
 
 
+def test_a_nucleus_of_more_tokens_than_are_looked_at():
+    """min-p leaves all tokens: top-p counts the mass of all, also of those nobody looked at."""
+    settings = {"min_p": 1e-3, "top_p": 0.7}
+    logits = -torch.linspace(0, 1, VOCAB)[None]
+    assert among_likeliest(logits, [SamplingParams(**settings)])[1].tolist() == [True]
+    tokens = Sampler(seed=0).sample(logits.expand(4000, -1), [sequence(**settings)] * 4000)
+    expected = reference_distribution(logits[0].double().numpy(), **settings)
+    assert 50 < len(set(tokens)) == (expected > 0).sum()
+
+
 def test_a_row_does_not_depend_on_the_rows_beside_it():
     logits = random_logits(len(SETTINGS), seed=1)
     params = [SamplingParams(**s) for s in SETTINGS]

@@ -15,6 +15,8 @@ from assembler.kernels import embedding_triton, gated_triton, norms_triton
 from assembler.kernels.activation_triton import KNOWN_ACTIVATIONS
 from assembler.kernels.head_steps import HeadNorm, HeadSteps, Rotation
 from assembler.kernels.rope_kv_triton import rope_store_kv_triton
+from assembler.kernels.sampling_torch import RowSettings
+from assembler.kernels.sampling_triton import sample_by_noise, sample_by_number
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
@@ -68,6 +70,17 @@ def embed(width: int, dtype: torch.dtype, factor: float) -> None:
     embedding_triton.embed_triton(torch.zeros(5).long(), torch.empty(9, width, dtype=dtype), factor)
 
 
+def sample(dtype: torch.dtype, *, noise: bool) -> None:
+    """Rows of a vocabulary of 151,936 tokens, each with settings of its own."""
+    rows = torch.empty(3)
+    settings = RowSettings(rows, rows.int(), rows, rows)
+    logits = torch.empty(3, 151_936, dtype=dtype)
+    if noise:
+        sample_by_noise(logits, *settings, rows.long(), rows.long(), rows.long())
+    else:
+        sample_by_number(logits, *settings, rows)
+
+
 CASES: Mapping[str, Callable[[], None]] = MappingProxyType(
     {
         "RMSNorm, 1024, bf16": partial(norm, 1024, BF16),
@@ -94,6 +107,8 @@ CASES: Mapping[str, Callable[[], None]] = MappingProxyType(
         "heads 16/16 of 128, LayerNorm after": partial(heads, 16, 16, 128, BF16, norm="layer"),
         "embedding, 4096, bf16": partial(embed, 4096, BF16, 1.0),
         "embedding, 2304, scaled, bf16": partial(embed, 2304, BF16, 48.0),
+        "sampling by a number, fp32": partial(sample, FP32, noise=False),
+        "sampling by noise, bf16": partial(sample, BF16, noise=True),
         "gate clamped, fp16": partial(gate, "quick_gelu", FP16, 2880, limit=7.0, up_offset=1.0),
         "gate silu, fp32": partial(gate, "silu", FP32, 1536),
         **{
