@@ -15,7 +15,7 @@ from assembler.showing.layering import Layering, Link, layer_nodes
 ROW_GAP = 26.0  # between the rows
 SIDE_GAP = 18.0  # between neighbours in a row
 LANE_WIDTH = 10.0  # of a place that an edge passes
-_BEND = 9.0  # from a row to where edges turn
+_LEAVE, _ENTER = 10.0, 7.0  # from a row to where edges turn, below and above it
 
 Point = tuple[float, float]
 Size = tuple[float, float]
@@ -113,7 +113,7 @@ class _Router:
             row_top, row_bottom = self.rows[self.layering.row_of[place]]
             if to != x:
                 above = self.rows[self.layering.row_of[place] - 1][1]
-                y = above + _BEND if n == 0 else row_top - _BEND
+                y = above + _LEAVE if n == 0 else row_top - _ENTER
                 points += [(x, y), (to, y)]
                 x = to
             points.append((x, row_bottom))
@@ -123,8 +123,7 @@ class _Router:
         to = self._port(link, target)
         row = self.layering.row_of[link[1]]
         if to != x:
-            above, top = self.rows[row - 1][1], self.rows[row][0]
-            y = top - _BEND if lanes else (above + top) / 2
+            y = self.rows[row][0] - _ENTER if lanes else self.rows[row - 1][1] + _LEAVE
             points += [(x, y), (to, y)]
         return _straightened([*points, (to, target.top)])
 

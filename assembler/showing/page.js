@@ -67,8 +67,8 @@
       code.replaceChildren(...name.split(/(?<=\.)/).flatMap((text) => [text, document.createElement("wbr")]));
     });
     all(".sources li").forEach((item) => {
-      const layers = item.querySelector("[data-layers]");
-      item.hidden = layer !== null && layers !== null && !numbers(layers.dataset.layers).includes(layer);
+      const layers = numbers(item.dataset.layers);
+      item.hidden = layer !== null && layers.length > 0 && !layers.includes(layer);
     });
     const told = one("#chosen");
     if (layer === null) {

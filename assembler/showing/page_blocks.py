@@ -93,7 +93,7 @@ def _block(view: ModelView, section: SectionView, block: BlockView) -> str:
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
         for name, value in block.fields
     )
-    weights = "".join(_weight(weight) for weight in block.weights)
+    weights = "".join(_weight(weight, section.layers) for weight in block.weights)
     return f"""\
 <details class="block {block.part}" id="{block_id(view, section, block.name)}">
 <summary><span class="swatch"></span><span class="name">{escape(block.name)}</span>
@@ -106,7 +106,7 @@ def _block(view: ModelView, section: SectionView, block: BlockView) -> str:
 """
 
 
-def _weight(weight: WeightView) -> str:
+def _weight(weight: WeightView, layers: tuple[int, ...]) -> str:
     tags = [weight.dtype, *([f"split by {weight.split}"] if weight.split else [])]
     marks = "".join(f'<span class="tag">{escape(tag)}</span>' for tag in tags if tag)
     count = short_count(weight.numel) if weight.numel else "no memory of its own"
@@ -116,7 +116,7 @@ def _weight(weight: WeightView) -> str:
         notes.insert(0, f"shares the memory of {weight.tied_to}")
     if weight.rank_shapes:
         notes.append(f"a rank of {len(weight.rank_shapes)} holds {rank_text(weight)}")
-    sources = "".join(_source(link) for link in weight.links)
+    sources = "".join(_source(link, layers) for link in weight.links)
     return (
         f'<li class="weight"><p class="head"><code>{escape(weight.name)}</code>'
         f"{''.join(f'<span>{size}</span>' for size in sizes)}{marks}</p>"
@@ -143,18 +143,21 @@ def _parts(weight: WeightView) -> str:
     return f'<svg class="parts" role="img" aria-label="{escape(told)}">{"".join(cells)}</svg>'
 
 
-def _source(link: Link) -> str:
-    held = format_indices(link.layers)
-    layers = f'<span class="of" data-layers="{held}">layers {layers_text(link.layers)}</span>'
+def _source(link: Link, layers: tuple[int, ...]) -> str:
+    """A link of a weight that is in `layers`; in which of them it holds is told if not in all."""
     part = f'<span class="tag">{escape(link.part)}</span>' if link.part else ""
-    facts = [shape_text(link.shape), link.dtype, f"→ {link.rows}" if link.rows else "", *link.ops]
     names = "".join(
         f'<a href="#tensors" class="tensor"><code data-name="{escape(name)}">{_breakable(name)}'
         "</code></a>"
         for name in filter(None, (link.source, link.scales))
     )
-    told = escape(" · ".join(filter(None, facts)))
-    return f"<li>{part}{names}<small>{told} {layers if held else ''}</small></li>"
+    held = f"layers {layers_text(link.layers)}" if link.layers != layers else ""
+    facts = [shape_text(link.shape), link.dtype, held, *link.ops]
+    told = " · ".join(filter(None, facts)) + (f" → {link.rows}" if link.rows else "")
+    return (
+        f'<li data-layers="{format_indices(link.layers)}">{part}{names}'
+        f"<small>{escape(told)}</small></li>"
+    )
 
 
 def _breakable(name: str) -> str:

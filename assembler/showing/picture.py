@@ -12,7 +12,7 @@ from assembler.errors import OptionError
 from assembler.showing.view import ModelView
 
 Format = Literal["tree", "html", "svg", "mermaid", "json"]
-_ENDINGS: dict[str, Format] = {
+ENDINGS: dict[str, Format] = {
     ".html": "html",
     ".htm": "html",
     ".svg": "svg",
@@ -93,9 +93,9 @@ class ModelPicture:
 def format_of(path: str | Path) -> Format:
     """The format that the name of a file asks for."""
     ending = Path(path).suffix.lower()
-    if ending in _ENDINGS:
-        return _ENDINGS[ending]
+    if ending in ENDINGS:
+        return ENDINGS[ending]
     raise OptionError(
         f"out={path}: what is it to be? Pass format=..., or a name that ends in "
-        f"{', '.join(_ENDINGS)}"
+        f"{', '.join(ENDINGS)}"
     )
