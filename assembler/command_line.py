@@ -8,10 +8,13 @@ no escapes, no type guessing. Nothing here imports torch, so `--help` answers at
 
 from __future__ import annotations
 
+import atexit
+import gc
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -173,12 +176,26 @@ def _shown(value: Any) -> str:
     return str(value)
 
 
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """No search for garbage while much is made that stays, such as modules and a model."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> None:
     """Run a command's `main` and leave the process with its exit status.
 
     A user's mistake is printed as one message without a traceback; status 2 says that the command
     could not do its work, 1 is for the command itself (findings), 130 an interrupt.
     """
+    # What is there at the end need not be looked through for cycles: with torch that takes long.
+    atexit.register(gc.freeze)
     sys.stdout.reconfigure(errors="replace")  # what the terminal's encoding lacks becomes a ?
     try:
         status = main(sys.argv[1:] if argv is None else argv)

@@ -17,6 +17,7 @@ from pydantic import Field
 from assembler.command_line import (
     Arguments,
     Verbatim,
+    collector_paused,
     describe_options,
     parse_arguments,
     run_command,
@@ -163,11 +164,11 @@ def _json_prompt(line: str) -> str:
 
 def _load(options: GenerateOptions, arguments: Arguments) -> LLM:
     """Load the model, with a bar on stderr when a person watches."""
-    from assembler.llm import LLM
-
     values = {"tensor_parallel_size": options.tp, **arguments.values[1]}
     values |= {"overrides": arguments.overrides, "search_path": arguments.search_path}
-    with bytes_bar() as progress:
+    with collector_paused(), bytes_bar() as progress:
+        from assembler.llm import LLM
+
         return LLM(options.checkpoint, progress=progress, **values)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import io
+import subprocess
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,6 +14,7 @@ from pydantic import BaseModel, Field
 
 from assembler.command_line import (
     Verbatim,
+    collector_paused,
     describe_options,
     parse_arguments,
     run_command,
@@ -217,3 +221,21 @@ def test_none_is_pythons_word_for_null():
 def test_a_field_of_the_model_is_found_below_conf():
     with pytest.raises(OptionError, match=r"begin with conf\.: conf\.layers\.count"):
         parse_arguments(["layers.count=2"], What, How)
+
+
+def test_the_collector_is_on_again_after_a_pause():
+    with pytest.raises(ZeroDivisionError), collector_paused():
+        assert not gc.isenabled()
+        raise ZeroDivisionError
+    assert gc.isenabled()
+
+
+def test_a_process_ends_without_a_search_for_garbage():
+    script = """
+import atexit, gc
+atexit.register(lambda: print(gc.get_freeze_count() > 1000))  # runs after what comes later
+from assembler.command_line import run_command
+run_command(lambda argv: 3)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "True\n", "")
