@@ -96,7 +96,7 @@ def _is_architecture(name: str) -> bool:
 def _entry(name: str, measured: Mapping[str, float]) -> Entry:
     conf = find_conf(name, [ROOT])
     cases = [case for case in CASES if case.conf == name]
-    parents = [file.name for file in ancestry(conf, [ROOT])[1:]]
+    parents = [file.name for file in ancestry(conf, [ROOT])[1:] if not file.name.startswith("_")]
     specs = [assembler.load_spec(name, tiny_config(case)) for case in cases]
     errors = [measured[case.name] for case in cases if case.name in measured]
     return Entry(

@@ -18,6 +18,8 @@ from assembler.weights.yaml_marks import Marked, display_path, load_marked
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 KeyPath = tuple[str | int, ...]
 _SELF = "_self_"  # stands for the file itself in its `defaults` list
+# Files of `conf/`: all of them, and those that are whole models, not parts for others to build on.
+_YAMLS, _MODELS = "*.yaml", "[!_]*.yaml"
 
 
 def search_roots(extra: Sequence[str | Path] = ()) -> tuple[Path, ...]:
@@ -81,7 +83,7 @@ class ConfFile:
 
 
 def conf_names(roots: Sequence[Path]) -> list[str]:
-    """The names that `conf=` takes, sorted."""
+    """The names that `conf=` takes, sorted; parts of models (`_name.yaml`) are not among them."""
     return sorted({path.stem for path in _conf_paths(roots)})
 
 
@@ -99,7 +101,8 @@ def _find(name: str, folders: Sequence[Path], referrer: str = "") -> ConfFile:
         path = folder / f"{name}.yaml"
         if path.is_file():
             return read_conf(path, name)
-    known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+    files = _YAMLS if referrer else _MODELS
+    known = sorted({path.stem for folder in folders for path in folder.glob(files)})
     raise SpecError(
         f"{referrer}no conf named '{name}'.{did_you_mean(name, known)} "
         f"Available: {', '.join(known)}. Name a file of your own by its path: conf=./my.yaml"
@@ -193,5 +196,6 @@ def _mentions(path: Path, texts: Iterable[str]) -> bool:
 
 
 def _conf_paths(roots: Sequence[Path]) -> Iterator[Path]:
+    """The files of whole models."""
     for root in roots:
-        yield from sorted((root / "conf").glob("*.yaml"))
+        yield from sorted((root / "conf").glob(_MODELS))

@@ -58,6 +58,17 @@ def test_a_later_parent_wins_and_a_shared_one_counts_once(ws: Workspace) -> None
     assert (spec.hidden_size, spec.vocab_size) == (16, 99)
 
 
+def test_a_part_of_a_model_is_for_others_to_build_on(ws: Workspace) -> None:
+    ws.write("_wide_mlp", "layers: {blocks: {mlp: {size: 40}}}")
+    spec = ws.spec("defaults: [base, _wide_mlp, _self_]\nvocab_size: 7")
+    assert (spec.kinds["layer"].blocks["mlp"].size, spec.vocab_size) == (40, 7)
+    assert conf_names([ws.root]) == ["base", "my"]
+    with pytest.raises(SpecError, match="Did you mean '_wide_mlp'.* Available: _wide_mlp, base, my"):
+        ws.spec("defaults: [base, wide_mlp, _self_]")
+    with pytest.raises(SpecError, match="no conf named 'wide_mlp'. Available: base, my"):
+        ws.spec(conf="wide_mlp")
+
+
 def test_null_drops_an_inherited_block(ws: Workspace) -> None:
     spec = ws.spec(
         """\
