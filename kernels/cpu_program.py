@@ -127,6 +127,7 @@ class AttentionFields(ctypes.Structure):
         ("softcap", _F),
         ("sinks", _P),
         ("slopes", _P),
+        ("rounded", _I),
     )
 
 

@@ -15,6 +15,7 @@ struct Attention {
     float scale, softcap;   // softcap 0: none
     const float* sinks;     // [heads] or null
     const float* slopes;    // [heads] of ALiBi, or null
+    int64_t rounded;        // 1: ALiBi as Falcon has it, see kernels/attention_options.py
 
     int64_t group() const { return heads / kv_heads; }
     int64_t first_key(int64_t position) const {
@@ -129,7 +130,10 @@ static inline vec final_scores(const Attention& a, vec score, int64_t head, int6
     constexpr vec LANE = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     score = score * a.scale;
     if (a.softcap != 0.0f) score = a.softcap * hyperbolic_tangent(score / a.softcap);
-    if (a.slopes) score = score + a.slopes[head] * (LANE + (float)(at - position));
+    if (a.slopes && a.rounded)
+        score = score + a.scale * rounded<bf16>(a.slopes[head] * rounded<bf16>(LANE + (float)at));
+    else if (a.slopes)
+        score = score + a.slopes[head] * (LANE + (float)(at - position));
     if (at < first) score = LANE < (float)(first - at) ? fill(-INFINITY) : score;
     if (at + LANES - 1 > position)
         score = LANE > (float)(position - at) ? fill(-INFINITY) : score;

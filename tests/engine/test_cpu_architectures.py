@@ -1,4 +1,4 @@
-"""Every architecture on the CPU kernels: the logits of the torch module, and what torch still does.
+"""Every architecture runs on the CPU kernels alone, and gives the logits of the torch module.
 
 Steps mix a chunk of one text's prompt with decodes of another. The references against transformers
 are elsewhere; here both ways run the same weights.
@@ -22,8 +22,6 @@ from assembler.verifying.paged_texts import PagedTexts
 TOLERANCE = 3e-5
 MAX_ROWS = 32
 CHUNKS = ((9, 4), (1, 1), (3, 1), (10, 17))  # tokens of either text a step takes
-# What has no instruction, and why: torch runs it within the steps. All else is compiled.
-IN_TORCH = {"falcon-rw": {"AlibiAttn": "rounded ALiBi"}}
 
 pytestmark = pytest.mark.skipif(cpu_library() is None, reason="there is no C++ compiler")
 
@@ -43,7 +41,7 @@ def test_steps_give_what_the_module_gives(case: Case, tmp_path: Path):
     expected = _read(paged)
     paged = PagedTexts(model, token_ids(), "torch")
     program = lower(model, paged.kv_caches, MAX_ROWS, torch.float32)
-    assert program.reasons == IN_TORCH.get(case.name, {})
+    assert program.calls == []
     paged.model = CPUStep(program)
     bound = TOLERANCE * max(1.0, float(expected.std()))
     torch.testing.assert_close(_read(paged), expected, rtol=0, atol=bound)

@@ -59,7 +59,9 @@ def _attend(program: Program, block: SelfAttention, qkv: Value) -> Value:
     """Store a step's keys and values, and let its queries read what is there."""
     keys, values = program.caches[block.cache_index]
     options, page_size = block.options(), keys.shape[1]
-    refuse(**{"rounded ALiBi": options.alibi_rounded})
+    slopes = options.alibi_slopes
+    if options.alibi_rounded:
+        slopes = slopes.bfloat16()
     dim, heads, kv_heads = block.head_dim, block.num_heads, block.num_kv_heads
     attention = AttentionFields(
         heads=heads,
@@ -72,7 +74,8 @@ def _attend(program: Program, block: SelfAttention, qkv: Value) -> Value:
         scale=options.scale,
         softcap=options.softcap or 0.0,
         sinks=program.as_float(options.sinks),
-        slopes=program.as_float(options.alibi_slopes),
+        slopes=program.as_float(slopes),
+        rounded=int(options.alibi_rounded),
     )
     caches = {"keys": program.address(keys), "values": program.address(values)}
     stored = SpanFields(heads * dim, 1, 0, kv_heads * dim)
