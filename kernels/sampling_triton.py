@@ -227,7 +227,7 @@ def _launch(
         logits.stride(0),
         VOCAB=vocab_size,
         BLOCK=block,
-        num_warps=8,
+        num_warps=16,
         enable_fp_fusion=True,  # Triton 3.9 warns of a coming change of default if it is not said
     )
     return out

@@ -119,12 +119,12 @@ def test_vocabularies_of_any_size(vocab):
 
 
 def test_ties_at_the_border_are_all_kept():
-    logits = torch.tensor([[2.0, 1.0, -0.0, 1.0, 1.0, 0.0]]).expand(9, -1)
-    numbers = torch.tensor([0.01, 0.5, 0.6, 0.7, 0.84, 0.88, 0.9, 0.97, 0.99])
+    logits = torch.tensor([[2.0, 1.0, -0.0, 1.0, 1.0, 0.0]]).expand(6, -1)
+    numbers = torch.tensor([0.1, 0.52, 0.6, 0.7, 0.9, 0.97])
     for row in ((1.0, 2, 1.0, 0.0), (1.0, 0, 0.6, 0.0)):
-        got = sample_by_number(logits, *settings_of([row] * 9), numbers)
+        got = sample_by_number(logits, *settings_of([row] * 6), numbers)
         assert set(got.tolist()) == {0, 1, 3, 4}, row
-    got = sample_by_number(logits, *settings_of([(1.0, 5, 1.0, 0.0)] * 9), numbers)
+    got = sample_by_number(logits, *settings_of([(1.0, 5, 1.0, 0.0)] * 6), numbers)
     assert set(got.tolist()) == {0, 1, 2, 3, 4, 5}, "0 and -0 are alike"
 
 
