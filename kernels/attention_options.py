@@ -31,6 +31,9 @@ class AttentionOptions:
     # Values are the first `value_dim` numbers of the keys and come in no tensor of their own
     # (latent attention: DeepSeek-V2, 2024).
     value_dim: int | None = None
+    # What 1 stands for in a cache of 8-bit keys and values; 1 in caches of other dtypes.
+    k_scale: float = 1.0
+    v_scale: float = 1.0
 
     @property
     def reach(self) -> int | None:

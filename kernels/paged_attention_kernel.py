@@ -1,10 +1,22 @@
-"""The Triton kernels of attention over paged KV memory; `paged_attention_triton` launches them."""
+"""The Triton kernel of attention over paged KV memory; `paged_attention_triton` launches it.
+
+Its constants come in two tuples: `what` is computed (`Attention`), in which `tiles` (`Tiles`).
+"""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
 
+from assembler.kernels.paged_attention_load import (
+    as_operand,
+    find_sequence,
+    load_lines,
+    tile_pages,
+    tile_slots,
+)
 from assembler.kernels.paged_attention_tile import (
     LOG2_E,
     alibi_bias,
@@ -15,12 +27,100 @@ from assembler.kernels.paged_attention_tile import (
 )
 
 
+class Attention(NamedTuple):
+    """Constants that say what is computed."""
+
+    NUM_KV_HEADS: int
+    GROUP: int  # query heads a key/value head
+    HEAD_DIM: int
+    HEAD_DIM_V: int
+    PAGE_SIZE: int
+    LATENT: bool  # values are the first HEAD_DIM_V numbers of the keys
+    WINDOW: int  # 0: none
+    CHUNK: int  # 0: none
+    SOFTCAP: float  # 0.0: none
+    SINKS: bool
+    ALIBI: int  # 0: none
+    OPERAND: tl.dtype  # what is multiplied
+
+
+@triton.jit
+def _attend(
+    # The pages of the tile, acc [M, BLOCK_DV], its rest [M, REST_DV], and peak and total [M] as
+    # `online_softmax` has them.
+    state,
+    q,  # [M, BLOCK_D]
+    q_rest,  # [M, REST_D]
+    tile,
+    position,  # [M] of the queries
+    oldest,  # the keys that any of them sees are oldest..last
+    last,
+    slopes,  # [M]
+    k_ptr,  # of this key/value head
+    v_ptr,
+    pages_ptr,  # of this sequence
+    scale,
+    k_scale,
+    what: tl.constexpr,
+    tiles: tl.constexpr,
+    MASKED: tl.constexpr,  # not every query sees every key of the tile
+):
+    """`state` after attention to one tile of keys."""
+    pages, acc, acc_rest, peak, total = state
+    keys = tile * tiles.TILE + tl.arange(0, tiles.TILE)
+    stored = (keys >= oldest) & (keys <= last)
+    slots = tile_slots(pages, tile, what.PAGE_SIZE, tiles.TILE)
+    pages = tile_pages(pages_ptr, tile + 1, last, what.PAGE_SIZE, tiles.TILE)
+    k_lines = k_ptr + slots[None, :] * (what.NUM_KV_HEADS * what.HEAD_DIM)
+    dims = tl.arange(0, tiles.BLOCK_D)[:, None]
+    k = load_lines(k_lines, dims, stored[None, :], tiles.MAIN_D, tiles.BLOCK_D, MASKED)
+    k = as_operand(k, what.OPERAND)
+    products = tl.dot(q, k, input_precision="ieee")
+    if tiles.REST_D > 0:
+        REST_D: tl.constexpr = what.HEAD_DIM - tiles.MAIN_D
+        dims = tl.arange(0, tiles.REST_D)[:, None]
+        k_lines += tiles.MAIN_D
+        k_rest = load_lines(k_lines, dims, stored[None, :], REST_D, tiles.REST_D, MASKED)
+        products = tl.dot(
+            q_rest, as_operand(k_rest, what.OPERAND), products, input_precision="ieee"
+        )
+
+    logits = scaled_logits(products, scale * k_scale, what.SOFTCAP)
+    if what.ALIBI:
+        logits += alibi_bias(slopes, position, keys, scale, what.ALIBI)
+    if MASKED:
+        visible = keys[None, :] <= position[:, None]
+        if what.WINDOW > 0 or what.CHUNK > 0:
+            seen_from = oldest_key(position, what.WINDOW, what.CHUNK)
+            visible = visible & (keys[None, :] >= seen_from[:, None])
+        logits = tl.where(visible, logits, float("-inf"))
+    weights, decay, peak, total = online_softmax(logits, peak, total)
+    weights = weights.to(what.OPERAND)
+
+    if what.LATENT:
+        v = tl.trans(k)
+    else:
+        v_lines = v_ptr + slots[:, None] * (what.NUM_KV_HEADS * what.HEAD_DIM_V)
+        dims = tl.arange(0, tiles.BLOCK_DV)[None, :]
+        v = load_lines(v_lines, dims, stored[:, None], tiles.MAIN_DV, tiles.BLOCK_DV, MASKED)
+        v = as_operand(v, what.OPERAND)
+    acc = tl.dot(weights, v, acc * decay[:, None], input_precision="ieee")
+    if tiles.REST_DV > 0:
+        REST_DV: tl.constexpr = what.HEAD_DIM_V - tiles.MAIN_DV
+        dims = tl.arange(0, tiles.REST_DV)[None, :]
+        v_lines += tiles.MAIN_DV
+        v = load_lines(v_lines, dims, stored[:, None], REST_DV, tiles.REST_DV, MASKED)
+        v = as_operand(v, what.OPERAND)
+        acc_rest = tl.dot(weights, v, acc_rest * decay[:, None], input_precision="ieee")
+    return pages, acc, acc_rest, peak, total
+
+
 @triton.jit
 def paged_attention_kernel(
     out_ptr,  # [T, H, SPLITS, Dv]; float32 when SPLITS > 1
     lse_ptr,  # [T, H, SPLITS] float32, log2 of the sum of exp; written when SPLITS > 1
     q_ptr,  # [T, H, D]
-    k_cache_ptr,  # [P, PAGE_SIZE, K, D]
+    k_cache_ptr,  # [P, PAGE_SIZE, K, D]; of 8 bits: e4m3, or its bits as uint8
     v_cache_ptr,  # [P, PAGE_SIZE, K, Dv]; not read when LATENT
     page_table_ptr,  # [S, max_pages] int32
     cu_seqlens_q_ptr,  # [S + 1] int32
@@ -28,130 +128,139 @@ def paged_attention_kernel(
     sinks_ptr,  # [H]; read when SINKS
     slopes_ptr,  # [H]; read when ALIBI
     scale,
+    k_scale,  # what 1 in the caches stands for
+    v_scale,
+    num_sequences,
     q_token_stride,
     q_head_stride,
     page_table_stride,
-    NUM_KV_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,  # query heads a key/value head
-    HEAD_DIM: tl.constexpr,
-    HEAD_DIM_V: tl.constexpr,
-    PAGE_SIZE: tl.constexpr,
-    LATENT: tl.constexpr,  # values are the first HEAD_DIM_V numbers of the keys
-    WINDOW: tl.constexpr,  # 0: none
-    CHUNK: tl.constexpr,  # 0: none
-    SOFTCAP: tl.constexpr,  # 0.0: none
-    SINKS: tl.constexpr,
-    ALIBI: tl.constexpr,  # 0: none
-    WIDEN: tl.constexpr,  # multiply in float32 whatever the inputs are
-    HEADS: tl.constexpr,  # from here on: see `Tiling`
-    BLOCK_Q: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
-    TILE: tl.constexpr,
+    what: tl.constexpr,
+    tiles: tl.constexpr,
+    DECODE: tl.constexpr,  # a program a sequence; else one for each block of a sequence's queries
+    MIXED: tl.constexpr,  # sequences of one query are decoded, and only those
     SPLITS: tl.constexpr,
 ):
     """One program: BLOCK_Q query tokens of a sequence, HEADS heads of a key/value head, a split."""
-    first_query = tl.program_id(0) * BLOCK_Q
-    sequence = tl.program_id(1)
-    split = tl.program_id(2) % SPLITS
-    HEAD_BLOCKS: tl.constexpr = (GROUP + HEADS - 1) // HEADS
-    first_head = tl.program_id(2) // SPLITS % HEAD_BLOCKS * HEADS
-    kv_head = tl.program_id(2) // (SPLITS * HEAD_BLOCKS)
+    if DECODE:
+        sequence, first_query = tl.program_id(0), 0
+    else:  # the programs with the most keys, those of the last queries, start first
+        block = tl.num_programs(0) - 1 - tl.program_id(0)
+        sequence, first_query = find_sequence(cu_seqlens_q_ptr, block, num_sequences, tiles.BLOCK_Q)
     query_start = tl.load(cu_seqlens_q_ptr + sequence)
     query_len = tl.load(cu_seqlens_q_ptr + sequence + 1) - query_start
     if first_query >= query_len:
         return
+    if MIXED and (query_len == 1) != DECODE:
+        return
+    HEAD_BLOCKS: tl.constexpr = (what.GROUP + tiles.HEADS - 1) // tiles.HEADS
+    split = tl.program_id(1) % SPLITS
+    group_head = tl.program_id(1) // SPLITS % HEAD_BLOCKS * tiles.HEADS
+    kv_head = tl.program_id(1) // (SPLITS * HEAD_BLOCKS)
+
+    rows = tl.arange(0, tiles.BLOCK_M)
+    row_query, row_head, live = _row_places(rows, query_len - first_query, group_head, what, tiles)
+    # What is far from the rows is added up first, in 64 bits: one number for all of them.
+    first_token = (query_start + first_query).to(tl.int64)
+    first_head = kv_head * what.GROUP + group_head
     context_len = tl.load(context_lens_ptr + sequence)
-
-    rows = tl.arange(0, BLOCK_M)
-    query = first_query + rows // HEADS
-    head = kv_head * GROUP + first_head + rows % HEADS
-    live = (rows < BLOCK_Q * HEADS) & (query < query_len) & (first_head + rows % HEADS < GROUP)
-    token = (query_start + query).to(tl.int64)
-    position = context_len - query_len + query
-    dims_v = tl.arange(0, BLOCK_DV)
-    dims = tl.arange(0, BLOCK_D)
-    if LATENT:
-        dims += HEAD_DIM_V  # those of the keys that are not values
-    q_lines = (q_ptr + token * q_token_stride + head * q_head_stride)[:, None]
-    q = tl.load(q_lines + dims, mask=live[:, None] & (dims < HEAD_DIM), other=0.0)
-    if WIDEN:
-        q = q.to(tl.float32)
-    if LATENT:
-        q_v = tl.load(q_lines + dims_v, mask=live[:, None] & (dims_v < HEAD_DIM_V), other=0.0)
-        q_v = q_v.to(q.dtype)
-    if ALIBI:
-        slopes = tl.load(slopes_ptr + head, mask=live, other=0.0).to(tl.float32)
-
-    peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    if SINKS:  # a key like the others, but for its value; the first split counts it
-        sinks = tl.load(sinks_ptr + head, mask=live, other=0.0).to(tl.float32) * LOG2_E
-        peak = tl.where(split == 0, sinks, peak)
-        total = tl.where(split == 0, 1.0, total)
-    acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
     first = context_len - query_len + first_query
-    last = tl.minimum(first + BLOCK_Q, context_len) - 1
-    oldest = oldest_key(first, WINDOW, CHUNK)
-    begin, end = key_tiles(oldest, last, split, TILE, SPLITS)
+    position = first + row_query
+    q_ptr += first_token * q_token_stride + first_head * q_head_stride
+    q_lines = q_ptr + (row_query * q_token_stride + row_head * q_head_stride)[:, None]
+    q, q_rest = _load_queries(q_lines, live[:, None], what, tiles)
+    slopes = 0.0
+    if what.ALIBI:
+        slopes = tl.load(slopes_ptr + first_head + row_head, mask=live, other=0.0).to(tl.float32)
+
+    last = tl.minimum(first + tiles.BLOCK_Q, context_len) - 1
+    oldest = oldest_key(first, what.WINDOW, what.CHUNK)
+    begin, end = key_tiles(oldest, last, split, tiles.TILE, SPLITS, tiles.LEAST)
+    k_ptr = k_cache_ptr + kv_head * what.HEAD_DIM
+    v_ptr = v_cache_ptr + kv_head * what.HEAD_DIM_V
+    pages_ptr = page_table_ptr + sequence * page_table_stride
+    pages = tile_pages(pages_ptr, begin, last, what.PAGE_SIZE, tiles.TILE)
+    state = _nothing_seen(pages, sinks_ptr + first_head + row_head, live, split, what, tiles)
+    if not DECODE:  # where memory is the bound a mask costs less than a second loop to fill
+        seen_by_all = oldest_key(last, what.WINDOW, what.CHUNK)
+        whole = tl.minimum(tl.cdiv(seen_by_all, tiles.TILE), end)
+        if what.WINDOW > 0 or what.CHUNK > 0:
+            for tile in range(begin, whole):
+                state = _attend(
+                    state, q, q_rest, tile, position, oldest, last, slopes, k_ptr, v_ptr,
+                    pages_ptr, scale, k_scale, what, tiles, True,
+                )  # fmt: skip
+            begin = tl.maximum(begin, whole)
+        masked = tl.minimum((first + 1) // tiles.TILE, end)
+        for tile in range(begin, masked):
+            state = _attend(
+                state, q, q_rest, tile, position, oldest, last, slopes, k_ptr, v_ptr,
+                pages_ptr, scale, k_scale, what, tiles, False,
+            )  # fmt: skip
+        begin = tl.maximum(begin, masked)
     for tile in range(begin, end):
-        keys = tile * TILE + tl.arange(0, TILE)
-        # What lies behind may never have been written, and 0 * NaN is NaN; pages before may have
-        # been given away.
-        stored = (keys >= oldest) & (keys <= last)
-        pages = page_table_ptr + sequence * page_table_stride + keys // PAGE_SIZE
-        slots = tl.load(pages, mask=stored, other=0).to(tl.int64) * PAGE_SIZE + keys % PAGE_SIZE
-        lines = slots * NUM_KV_HEADS + kv_head
-        k_lines = k_cache_ptr + lines[None, :] * HEAD_DIM
-        k_mask = stored[None, :] & (dims[:, None] < HEAD_DIM)
-        k = tl.load(k_lines + dims[:, None], k_mask, other=0.0)
-        products = tl.dot(q, k.to(q.dtype), input_precision="ieee")
-        if LATENT:
-            k_mask = stored[None, :] & (dims_v[:, None] < HEAD_DIM_V)
-            k_v = tl.load(k_lines + dims_v[:, None], k_mask, other=0.0).to(q.dtype)
-            products = tl.dot(q_v, k_v, acc=products, input_precision="ieee")
-        logits = scaled_logits(products, scale, SOFTCAP)
-        if ALIBI:
-            logits += alibi_bias(slopes, position, keys, scale, ALIBI)
-        visible = keys[None, :] <= position[:, None]
-        if WINDOW > 0 or CHUNK > 0:
-            visible = visible & (keys[None, :] >= oldest_key(position, WINDOW, CHUNK)[:, None])
-        logits = tl.where(visible, logits, float("-inf"))
+        state = _attend(
+            state, q, q_rest, tile, position, oldest, last, slopes, k_ptr, v_ptr,
+            pages_ptr, scale, k_scale, what, tiles, True,
+        )  # fmt: skip
 
-        weights, decay, peak, total = online_softmax(logits, peak, total)
-        if LATENT:
-            v = tl.trans(k_v)
-        else:
-            v_mask = stored[:, None] & (dims_v < HEAD_DIM_V)
-            v = tl.load(v_cache_ptr + lines[:, None] * HEAD_DIM_V + dims_v, v_mask, other=0.0)
-            v = v.to(q.dtype)
-        acc = acc * decay[:, None] + tl.dot(weights.to(q.dtype), v, input_precision="ieee")
-
-    total = tl.where(total == 0.0, 1.0, total)  # a split may have nothing to read
-    line = (token * (NUM_KV_HEADS * GROUP) + head) * SPLITS + split
-    out_mask = live[:, None] & (dims_v < HEAD_DIM_V)
-    tl.store(out_ptr + line[:, None] * HEAD_DIM_V + dims_v, acc / total[:, None], mask=out_mask)
+    _, acc, acc_rest, peak, total = state
+    factor = (v_scale / tl.where(total == 0.0, 1.0, total))[:, None]  # a split may read nothing
+    NUM_HEADS: tl.constexpr = what.NUM_KV_HEADS * what.GROUP
+    first_line = (first_token * NUM_HEADS + first_head) * SPLITS + split
+    # Worked out anew: rows, and what is live, would else be kept in registers through the loops.
+    rows = tl.arange(0, tiles.BLOCK_M) + tl.minimum(end, 0)  # 0, which the compiler does not know
+    row_query, row_head, live = _row_places(rows, query_len - first_query, group_head, what, tiles)
+    lines = (row_query * NUM_HEADS + row_head) * SPLITS
+    out_lines = out_ptr + first_line * what.HEAD_DIM_V + (lines * what.HEAD_DIM_V)[:, None]
+    dims = tl.arange(0, tiles.BLOCK_DV)[None, :]
+    tl.store(out_lines + dims, acc * factor, mask=live[:, None] & (dims < tiles.MAIN_DV))
+    if tiles.REST_DV > 0:
+        dims = tiles.MAIN_DV + tl.arange(0, tiles.REST_DV)[None, :]
+        mask = live[:, None] & (dims < what.HEAD_DIM_V)
+        tl.store(out_lines + dims, acc_rest * factor, mask=mask)
     if SPLITS > 1:
-        tl.store(lse_ptr + line, peak + tl.log2(total), mask=live)
+        lse = peak + tl.log2(tl.where(total == 0.0, 1.0, total))
+        tl.store(lse_ptr + first_line + lines, lse, mask=live)
 
 
 @triton.jit
-def merge_splits_kernel(
-    out_ptr,  # [T, H, Dv]
-    partial_ptr,  # [T, H, SPLITS, Dv] float32
-    lse_ptr,  # [T, H, SPLITS] float32, -inf where a split had nothing to read
-    HEAD_DIM_V: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
-    SPLITS: tl.constexpr,
-):
-    """One program merges the splits of one query token and head."""
-    line = tl.program_id(0).to(tl.int64)
-    splits = line * SPLITS + tl.arange(0, SPLITS)
-    dims = tl.arange(0, BLOCK_DV)
-    lse = tl.load(lse_ptr + splits)
-    weights = tl.exp2(lse - tl.max(lse, 0))
-    offsets = splits[:, None] * HEAD_DIM_V + dims
-    partial = tl.load(partial_ptr + offsets, mask=dims[None, :] < HEAD_DIM_V, other=0.0)
-    out = tl.sum(weights[:, None] * partial, 0) / tl.sum(weights, 0)
-    tl.store(out_ptr + line * HEAD_DIM_V + dims, out, mask=dims < HEAD_DIM_V)
+def _row_places(rows, queries_left, group_head, what: tl.constexpr, tiles: tl.constexpr):
+    """Of each row: its query and head, counted from the program's first; whether it has any."""
+    row_query, row_head = rows * 0, rows
+    live = rows < tiles.BLOCK_Q * tiles.HEADS
+    if tiles.BLOCK_Q > 1:
+        row_query, row_head = rows // tiles.HEADS, rows % tiles.HEADS
+        live = live & (row_query < queries_left)
+    if what.GROUP % tiles.HEADS != 0:
+        live = live & (group_head + row_head < what.GROUP)
+    return row_query, row_head, live
+
+
+@triton.jit
+def _load_queries(q_lines, live, what: tl.constexpr, tiles: tl.constexpr):
+    """Queries [M, BLOCK_D], and the rest of them [M, REST_D]."""
+    dims = tl.arange(0, tiles.BLOCK_D)[None, :]
+    q = load_lines(q_lines, dims, live, tiles.MAIN_D, tiles.BLOCK_D, True).to(what.OPERAND)
+    q_rest = q
+    if tiles.REST_D > 0:
+        REST_D: tl.constexpr = what.HEAD_DIM - tiles.MAIN_D
+        dims = tl.arange(0, tiles.REST_D)[None, :]
+        q_rest = load_lines(q_lines + tiles.MAIN_D, dims, live, REST_D, tiles.REST_D, True)
+        q_rest = q_rest.to(what.OPERAND)
+    return q, q_rest
+
+
+@triton.jit
+def _nothing_seen(pages, sinks_ptr, live, split, what: tl.constexpr, tiles: tl.constexpr):
+    """The state of `_attend` before the first tile, that of `pages`."""
+    peak = tl.full([tiles.BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([tiles.BLOCK_M], tl.float32)
+    if what.SINKS:  # a key like the others, but for its value; the first split counts it
+        sinks = tl.load(sinks_ptr, mask=live, other=0.0).to(tl.float32) * LOG2_E
+        peak = tl.where(split == 0, sinks, peak)
+        total = tl.where(split == 0, 1.0, total)
+    acc = tl.zeros([tiles.BLOCK_M, tiles.BLOCK_DV], tl.float32)
+    acc_rest = 0.0
+    if tiles.REST_DV > 0:
+        acc_rest = tl.zeros([tiles.BLOCK_M, tiles.REST_DV], tl.float32)
+    return pages, acc, acc_rest, peak, total

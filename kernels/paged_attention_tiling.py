@@ -6,60 +6,151 @@ Plain arithmetic without Triton or a device, so that it can be tested, and tuned
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
-MAX_SPLITS = 32
+from assembler.kernels.gpu import GPU
+
+MAX_SPLITS = 64
 MIN_KEYS_PER_SPLIT = 256
-MAX_ACCUMULATOR = 1 << 14  # numbers
 
 
-@dataclass(frozen=True)
-class Tiling:
-    """Constants of `paged_attention_kernel` (and launch options, in lower case)."""
+class Tiles(NamedTuple):
+    """Constants of the kernels: how much one program takes.
+
+    A width is cut into MAIN, padded to BLOCK, and what is left of it, padded to REST (0: nothing).
+    """
 
     HEADS: int  # query heads of a key/value head a program
     BLOCK_Q: int  # query tokens a program
     BLOCK_M: int  # rows of the query tile, power of two >= BLOCK_Q * HEADS
-    BLOCK_D: int  # power of two >= head dim (of a latent cache: without what is also value)
-    BLOCK_DV: int  # power of two >= head dim of v
     TILE: int  # keys an iteration
+    MAIN_D: int
+    BLOCK_D: int
+    REST_D: int
+    MAIN_DV: int
+    BLOCK_DV: int
+    REST_DV: int
+    LEAST: int  # tiles of a split
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """The kernel's constants and the options of its launch."""
+
+    tiles: Tiles
     num_warps: int
     num_stages: int
 
 
-def choose_tiling(
-    group: int, head_dim: int, head_dim_v: int, itemsize: int, max_seqlen_q: int
-) -> Tiling:
-    """Tiles for `group` query heads a key/value head and elements of `itemsize` bytes.
+@dataclass(frozen=True)
+class Heads:
+    """What the tiles depend on of an attention: sizes of its heads, bytes of its numbers."""
 
-    Decode takes one query token a program, prefill as many as fill the rows. Wide heads take fewer
-    keys at a time. Exact float32 has no tensor cores: its products live in registers, so it takes
-    smaller tiles and more warps. Of a group with more heads than leave the accumulator (rows times
-    values) in the registers, a program takes a part. Compiled for sm_80, sm_86 and sm_90, heads of
-    up to 256 keep within 99 KiB of shared memory and spill (next to) no registers.
+    group: int  # query heads a key/value head
+    head_dim: int
+    head_dim_v: int
+    latent: bool = False  # values are the first head_dim_v numbers of the keys
+    itemsize: int = 2  # of queries
+    cache_itemsize: int = 2  # of keys and values
+
+
+def choose_tiling(heads: Heads, gpu: GPU, decode: bool) -> Tiling:
+    """Tiles for steps of one query token a sequence (`decode`) or of several.
+
+    Decode takes one query token a program and reads ahead as far as shared memory allows; prefill
+    takes as many tokens as fill the rows. Exact float32 has no tensor cores: its products live in
+    registers, so it takes small tiles and many warps. Where heads are many or wide, a program takes
+    a part of a group: the accumulator (rows times values) has to stay in the registers.
     """
-    decode = max_seqlen_q == 1
-    exact = itemsize == 4
-    block_d = max(16, _next_power_of_2(head_dim))  # tl.dot wants 16 of everything
-    block_dv = max(16, _next_power_of_2(head_dim_v))
-    wide = max(block_d, block_dv) > 128
-    rows = 16 if decode else 32 if exact else 64
-    block_m = min(max(rows, _next_power_of_2(group)), max(16, MAX_ACCUMULATOR // block_dv))
-    heads = -(-group // -(-group // block_m))  # the group in equal parts of at most block_m
-    tile = 32 if exact else 64
-    return Tiling(
-        HEADS=heads,
-        BLOCK_Q=1 if decode else block_m // heads,
-        BLOCK_M=block_m,
+    main_d, block_d, rest_d = split_width(heads.head_dim)
+    main_dv, block_dv, rest_dv = split_width(heads.head_dim_v)
+    if heads.latent:
+        main_d, block_d = heads.head_dim_v, _power_of_2(heads.head_dim_v)
+        main_dv, block_dv, rest_dv = main_d, block_d, 0
+        rest_d = _power_of_2(heads.head_dim - main_d) if heads.head_dim > main_d else 0
+    width, width_v = block_d + rest_d, block_dv + rest_dv
+    widest = max(width, width_v)
+    rows = _rows(heads, gpu, decode, widest)
+    parts = -(-heads.group // rows)
+    per_program = -(-heads.group // parts)  # the group in equal parts of at most `rows`
+    tile = _keys_a_tile(heads, gpu, rows, widest)
+    warps = _warps(heads, rows, widest)
+    per_stage = tile * (width + (0 if heads.latent else width_v)) * heads.cache_itemsize
+    stages = _stages(gpu, per_stage, rows * width * heads.itemsize, decode, rows)
+    tiles = Tiles(
+        HEADS=per_program,
+        BLOCK_Q=1 if decode else max(1, rows // per_program),
+        BLOCK_M=rows,
+        TILE=tile,
+        MAIN_D=main_d,
         BLOCK_D=block_d,
+        REST_D=rest_d,
+        MAIN_DV=main_dv,
         BLOCK_DV=block_dv,
-        TILE=tile // 2 if wide else tile,
-        num_warps=8 if exact or (wide and block_m > 16) else 4,
-        num_stages=2,
+        REST_DV=rest_dv,
+        LEAST=MIN_KEYS_PER_SPLIT // tile,
     )
+    return Tiling(tiles, warps, stages)
+
+
+def split_width(width: int) -> tuple[int, int, int]:
+    """(main, its block, block of the rest): powers of two that hold `width` with least padding."""
+    whole = _power_of_2(width)
+    main = whole // 2
+    rest = _power_of_2(width - main)
+    if whole == width or main < 16 or main + rest >= whole:
+        return width, whole, 0
+    return main, main, rest
+
+
+def _rows(heads: Heads, gpu: GPU, decode: bool, width: int) -> int:
+    """Rows of a query tile: those of a group in decode, more in prefill."""
+    exact = heads.itemsize == 4
+    if exact:
+        most = 32 if width <= 256 else 16
+    elif gpu.wide_matrix_rows:
+        most = 128 if width <= 256 else 64
+    elif width <= 128:
+        most = 128
+    elif width <= 256:
+        most = 64
+    else:
+        most = 16 if gpu.amd else 32
+    wanted = _power_of_2(heads.group)
+    return min(wanted if decode else max(wanted, 128), most)
+
+
+def _keys_a_tile(heads: Heads, gpu: GPU, rows: int, width: int) -> int:
+    """Keys an iteration: what the accumulator leaves registers for."""
+    if heads.itemsize == 4:
+        return 32 if width <= 128 and rows <= 16 else 16
+    if rows < gpu.wide_matrix_rows or not gpu.wide_matrix_rows:
+        return 64 if width <= 128 and rows < 128 else 32
+    if width > 256:
+        return 32 if gpu.accumulates_aside else 16
+    return 64 if width < 256 else 32
+
+
+def _warps(heads: Heads, rows: int, width: int) -> int:
+    if heads.itemsize == 4 or width > 256:
+        return 8
+    return 8 if rows >= 128 or (rows >= 32 and width > 128) else 4
+
+
+def _stages(gpu: GPU, per_stage: int, query: int, decode: bool, rows: int) -> int:
+    """How many tiles are on their way at a time, the one at work included."""
+    if gpu.amd:
+        return 1 if per_stage >= gpu.shared_memory else 2
+    programs = 2 if rows <= 16 else 1  # that a processor runs side by side
+    room = gpu.shared_memory // programs - 8192 - query
+    # Whole operands stay in shared memory until they are multiplied; small tiles are copied to
+    # registers before the next one comes, which takes the place of one.
+    buffers = room // per_stage + (rows < gpu.wide_matrix_rows or not gpu.wide_matrix_rows)
+    return max(1, min(4 if decode else 3, buffers))
 
 
 def choose_splits(programs: int, max_keys: int, num_processors: int) -> int:
-    """Into how many parts (a power of two) a decode step cuts each context.
+    """Into how many parts (a power of two) a step cuts each context.
 
     As many as give each of the device's `num_processors` two programs (there are `programs` of them
     without splitting), as long as each part has enough of the `max_keys` keys to be worth merging.
@@ -68,5 +159,6 @@ def choose_splits(programs: int, max_keys: int, num_processors: int) -> int:
     return 1 << (max(wanted, 1).bit_length() - 1)
 
 
-def _next_power_of_2(n: int) -> int:
-    return 1 << (n - 1).bit_length()
+def _power_of_2(n: int) -> int:
+    """The next power of two; tl.dot wants 16 of everything."""
+    return max(16, 1 << (n - 1).bit_length())
