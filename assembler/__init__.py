@@ -21,6 +21,7 @@ _HOMES = {
     "SamplingParams": "assembler.engine.sampling_params",
     "RequestOutput": "assembler.engine.outputs",
     "diff_architectures": "assembler.diff",
+    "draft_architecture": "assembler.drafting.drafting",
     "explain_tensor": "assembler.explain",
     "load_model": "assembler.loading",
     "logits": "assembler.loading",
@@ -40,6 +41,7 @@ __all__ = [
     "__version__",
     "build_model",
     "diff_architectures",
+    "draft_architecture",
     "explain_tensor",
     "load_model",
     "load_spec",
@@ -52,6 +54,7 @@ __all__ = [
 if TYPE_CHECKING:
     from assembler.async_llm import AsyncLLM
     from assembler.diff import diff_architectures
+    from assembler.drafting.drafting import draft_architecture
     from assembler.engine.outputs import RequestOutput
     from assembler.engine.sampling_params import SamplingParams
     from assembler.errors import AssemblerError
