@@ -27,6 +27,7 @@ _HOMES = {
     "logits": "assembler.loading",
     "memory_use": "assembler.memory",
     "load_spec": "assembler.model.compose",
+    "new_architecture": "assembler.new",
     "build_model": "assembler.model.build",
     "show_model": "assembler.show",
     "verify_model": "assembler.verify",
@@ -47,6 +48,7 @@ __all__ = [
     "load_spec",
     "logits",
     "memory_use",
+    "new_architecture",
     "show_model",
     "verify_model",
 ]
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
     from assembler.memory import memory_use
     from assembler.model.build import build_model
     from assembler.model.compose import load_spec
+    from assembler.new import new_architecture
     from assembler.show import show_model
     from assembler.verify import verify_model
 

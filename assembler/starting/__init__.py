@@ -1,0 +1,1 @@
+"""The folder in which somebody begins an architecture of their own."""
