@@ -9,13 +9,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from assembler.command_line import describe_options, parse_arguments, run_command
 from assembler.engine.options import Options
 from assembler.errors import CheckpointError
+from assembler.showing.formats import Format, format_of
 
 if TYPE_CHECKING:
     from assembler.loading import Assembly
@@ -46,7 +47,7 @@ class ShowOptions(Options):
         None, description="name or path of the model YAML; null detects it from the checkpoint"
     )
     tp: int = Field(1, ge=1, description="tensor-parallel ranks whose shares are shown")
-    format: Literal["tree", "html", "svg", "mermaid", "json"] | None = Field(
+    format: Format | None = Field(
         None, description="tree, html, svg, mermaid or json; null: what the ending of out says"
     )
     out: str | None = Field(None, description="file to write; null: the terminal")
@@ -59,6 +60,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     arguments = parse_arguments(argv, ShowOptions)
     options = ShowOptions(**arguments.values[0])
+    wanted = options.format or ("tree" if options.out is None else format_of(options.out))
     picture = show_model(
         options.checkpoint,
         options.conf,
@@ -67,12 +69,12 @@ def main(argv: Sequence[str]) -> int:
         tp=options.tp,
     )
     if options.out is not None:
-        picture.save(options.out, options.format)
+        picture.save(options.out, wanted)
         print(f"wrote {options.out}", file=sys.stderr)
-    elif options.format in (None, "tree"):
+    elif wanted == "tree":
         picture.print()
     else:
-        print(picture.text(options.format), end="")
+        print(picture.text(wanted), end="")
     return 0 if picture.complete else 1
 
 

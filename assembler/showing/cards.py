@@ -45,9 +45,8 @@ def draw_node(node: Node, box: Box, block: BlockView | None, link: str | None) -
         return _card(box, block, link)
     if node.kind == "operator":
         return _operator(node, box)
-    css = "pill" if node.kind == "function" else "stream"
     return (
-        f'<g class="{css}"><rect class="sign" x="{box.left:.1f}" y="{box.top:.1f}" '
+        f'<g><rect class="sign" x="{box.left:.1f}" y="{box.top:.1f}" '
         f'width="{box.width:.1f}" height="{box.height:.1f}" rx="11"/>'
         f'<text class="ink code" x="{box.x:.1f}" y="{box.y + 4:.1f}" text-anchor="middle">'
         f"{escape(node.label)}</text></g>"

@@ -43,7 +43,7 @@ def short_facts(spec: BlockSpec) -> tuple[str, ...]:
     facts = [_WORDS[name](values[name]) for name in _WORDS if values.get(name) not in (None, False)]
     if "rope" in values and values["rope"] is None and not values.get("alibi"):
         facts.append("no RoPE")
-    if spec.block == "RMSNorm" and values["offset"]:
+    if "eps" in values and values.get("offset"):  # of a norm
         facts.append("1 + weight")
     return tuple(facts)
 

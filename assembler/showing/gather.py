@@ -223,7 +223,6 @@ def _checkpoint(plan: LoadPlan) -> Checkpoint:
     for item in plan.ignored:
         by_reason.setdefault(item.reason, []).append(item.info.name)
     return Checkpoint(
-        path=str(plan.root),
         nbytes=plan.totals.nbytes,
         tensors=plan.totals.tensors,
         covered=covered(plan.totals),

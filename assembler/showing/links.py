@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from assembler.showing.names import LAYER, expand, split_layer
 from assembler.weights.fold import Form, blank_indices, fill_form, format_indices
-from assembler.weights.ops import Unsqueeze
+from assembler.weights.ops import Op, Unsqueeze
 from assembler.weights.plan import LoadPlan, Piece
 from assembler.weights.quantized import tensors_of
 
@@ -45,50 +46,67 @@ class Link:
         return replace(self, layers=shared) if shared else None
 
 
-@dataclass
-class _Group:
-    """Pieces that differ in their indices only."""
+class _Alike(NamedTuple):
+    """What pieces have in common that differ in their indices only."""
 
-    pieces: dict[int | None, list[tuple[Indices, Piece]]]  # by layer
+    parameter: str
+    part: str
+    form: Form  # of the tensors' names
+    scales: Form  # of those with the scales; () where there are none
+    dtype: str
+    shape: tuple[int, ...]
+    ops: tuple[Op, ...]
+
+
+# By layer, with their indices.
+_Pieces = Mapping[int | None, Sequence[tuple[Indices, Piece]]]
 
 
 def find_links(plan: LoadPlan) -> dict[str, tuple[Link, ...]]:
     """The links of a plan, by parameter, in the order in which they fill it."""
-    groups: dict[tuple, _Group] = {}
+    groups: dict[_Alike, dict[int | None, list[tuple[Indices, Piece]]]] = {}
     for piece in plan.pieces:
         parameter, layer = split_layer(piece.target)
-        values, *pair = tensors_of(piece.info)
-        form, indices = blank_indices(values.name)
-        scales = blank_indices(pair[0].name)[0] if pair else ()
-        key = (parameter, piece.part, form, scales, piece.info.dtype, piece.info.shape, piece.ops)
-        group = groups.setdefault(key, _Group({}))
-        group.pieces.setdefault(layer, []).append((indices, piece))
+        form, scales, indices = _forms(piece)
+        info = piece.info
+        alike = _Alike(parameter, piece.part, form, scales, info.dtype, info.shape, piece.ops)
+        groups.setdefault(alike, {}).setdefault(layer, []).append((indices, piece))
     found: dict[str, list[tuple[int, Link]]] = {}
-    for key, group in groups.items():
-        for link in _links(key[0], key[2], key[3], group):
-            first = next(piece for pieces in group.pieces.values() for _, piece in pieces)
-            found.setdefault(key[0], []).append((_start(first), link))
+    for alike, pieces in groups.items():
+        start = _start(next(iter(pieces.values()))[0][1])
+        found.setdefault(alike.parameter, []).extend(
+            (start, link) for link in _links(alike, pieces)
+        )
     return {
         parameter: tuple(link for _, link in sorted(links, key=lambda item: item[0]))
         for parameter, links in found.items()
     }
 
 
-def _links(parameter: str, form: Form, scales: Form, group: _Group) -> Iterable[Link]:
+def _forms(piece: Piece) -> tuple[Form, Form, Indices]:
+    """A tensor's name and that of its scales, if it has any, without their common indices."""
+    values, *pair = tensors_of(piece.info)
+    form, indices = blank_indices(values.name)
+    if not pair:
+        return form, (), indices
+    scales, same = blank_indices(pair[0].name)
+    return form, scales if same == indices else tuple(pair[0].name.split(".")), indices
+
+
+def _links(alike: _Alike, pieces: _Pieces) -> Iterator[Link]:
     """One link for all layers where the names follow a rule, else one for each layer or tensor."""
-    by_layer = {layer: [i for i, _ in pieces] for layer, pieces in group.pieces.items()}
+    by_layer = {layer: [indices for indices, _ in some] for layer, some in pieces.items()}
     holes = _holes(by_layer)
     if holes is not None:
-        yield _link(parameter, form, scales, holes, group.pieces)
+        yield _link(alike, holes, pieces)
         return
-    for layer, pieces in group.pieces.items():
-        together = _holes({layer: by_layer[layer]})
-        if together is not None:
-            yield _link(parameter, form, scales, together, {layer: pieces})
+    for layer, some in pieces.items():
+        holes = _holes({layer: by_layer[layer]})
+        if holes is not None:
+            yield _link(alike, holes, {layer: some})
             continue
-        for indices, piece in pieces:
-            each = [str(n) for n in indices]
-            yield _link(parameter, form, scales, each, {layer: [(indices, piece)]})
+        for indices, piece in some:
+            yield _link(alike, list(map(str, indices)), {layer: [(indices, piece)]})
 
 
 def _holes(by_layer: Mapping[int | None, Sequence[Indices]]) -> list[str] | None:
@@ -112,25 +130,19 @@ def _holes(by_layer: Mapping[int | None, Sequence[Indices]]) -> list[str] | None
     return holes if full else None
 
 
-def _link(
-    parameter: str,
-    form: Form,
-    scales: Form,
-    holes: Sequence[str],
-    pieces: Mapping[int | None, Sequence[tuple[Indices, Piece]]],
-) -> Link:
-    piece = next(iter(pieces.values()))[0][1]
+def _link(alike: _Alike, holes: Sequence[str], pieces: _Pieces) -> Link:
+    in_one_layer = [piece for _, piece in next(iter(pieces.values()))]
     return Link(
-        parameter=parameter,
+        parameter=alike.parameter,
         layers=tuple(sorted(layer for layer in pieces if layer is not None)),
-        part=piece.part,
-        rows=_rows(piece),
-        source=fill_form(form, holes),
-        scales=fill_form(scales, holes) if scales else "",
-        dtype=piece.info.dtype,
-        shape=tensors_of(piece.info)[0].shape,
-        ops=tuple(str(op) for op in piece.ops if not isinstance(op, Unsqueeze)),
-        nbytes=sum(p.nbytes for _, p in next(iter(pieces.values()))),
+        part=alike.part,
+        rows=_rows(in_one_layer[0]),
+        source=fill_form(alike.form, holes),
+        scales=fill_form(alike.scales, holes) if alike.scales else "",
+        dtype=alike.dtype,
+        shape=tensors_of(in_one_layer[0].info)[0].shape,
+        ops=tuple(str(op) for op in alike.ops if not isinstance(op, Unsqueeze)),
+        nbytes=sum(piece.nbytes for piece in in_one_layer),
     )
 
 

@@ -104,7 +104,7 @@
 
   function open(id) {
     const block = document.getElementById(id);
-    if (!block) return;
+    if (block?.tagName !== "DETAILS") return; // other parts of the page have ids too
     const section = block.closest("[data-kind]");
     if (section) showKind(Number(section.dataset.kind));
     block.open = true;

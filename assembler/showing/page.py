@@ -92,5 +92,4 @@ def _themed(theme: Theme, scope: str) -> str:
     names = ("background", "surface", "text", "muted", "line", "edge", "accent")
     properties = [f"--{name}:{getattr(theme, name)}" for name in names]
     properties += [f"--{part}:{colour}" for part, colour in theme.marks.items()]
-    properties += [f"--{part}-fill:{colour}" for part, colour in theme.fills.items()]
     return f"{scope}{{{';'.join(properties)}}}\n{figure_rules(theme, scope)}"

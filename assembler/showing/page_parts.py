@@ -150,7 +150,7 @@ def checkpoint_section(view: ModelView) -> str:
     return f"""\
 <section id="checkpoint" aria-labelledby="checkpoint-title">
 <h2 id="checkpoint-title">Checkpoint</h2>
-<p><code>{escape(found.path)}</code>, weight map <code>{escape(found.weight_map)}</code></p>
+<p>weight map <code>{escape(found.weight_map)}</code></p>
 <p class="{verdict}">{escape(found.covered)}</p>
 <ul>{findings}{ignored}</ul>
 </section>"""

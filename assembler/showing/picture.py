@@ -6,21 +6,11 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from assembler.errors import OptionError
+from assembler.showing.formats import Format, format_of
 from assembler.showing.view import ModelView
 
-Format = Literal["tree", "html", "svg", "mermaid", "json"]
-ENDINGS: dict[str, Format] = {
-    ".html": "html",
-    ".htm": "html",
-    ".svg": "svg",
-    ".mmd": "mermaid",
-    ".mermaid": "mermaid",
-    ".json": "json",
-    ".txt": "tree",
-}
 _WIDTH = 10_000  # columns of a tree that goes to no terminal: a finding stays on its line
 
 
@@ -88,14 +78,3 @@ class ModelPicture:
     def _repr_html_(self) -> str:
         """How a notebook shows it."""
         return self.text("svg")
-
-
-def format_of(path: str | Path) -> Format:
-    """The format that the name of a file asks for."""
-    ending = Path(path).suffix.lower()
-    if ending in ENDINGS:
-        return ENDINGS[ending]
-    raise OptionError(
-        f"out={path}: what is it to be? Pass format=..., or a name that ends in "
-        f"{', '.join(ENDINGS)}"
-    )

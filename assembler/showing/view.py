@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -22,7 +22,7 @@ class WeightView:
     parameter: str  # layers.{i}.attn.qkv.weight
     shape: tuple[int, ...]  # over all ranks
     fused: tuple[tuple[str, int], ...]  # (part, its rows) of a fused dimension
-    split: str  # over ranks: "column", "row", "vocab", "expert" or "" for whole
+    split: str  # over ranks: "column", "row", "vocab", or "" for whole
     share: str  # one of PARTS: what its memory counts as
     rank_shapes: tuple[tuple[int, ...], ...]  # of each rank
     tied_to: str | None  # the parameter whose memory it shares
@@ -85,7 +85,6 @@ class SectionView:
 class Checkpoint:
     """What is known of the files."""
 
-    path: str
     nbytes: int  # of its tensors
     tensors: int
     covered: str  # how much of both sides the weight map covers, in words
@@ -112,7 +111,7 @@ class ModelView:
     checkpoint: Checkpoint | None
     tp_size: int = 1
     refused: str = ""  # why the model cannot be split over so many ranks
-    rank_numels: tuple[int, ...] = field(default=())  # parameters of each rank
+    rank_numels: tuple[int, ...] = ()  # parameters of each rank
 
     @property
     def sections(self) -> tuple[SectionView, ...]:

@@ -102,9 +102,16 @@ class Browser:
         return json.loads(message)
 
     def page(
-        self, file: Path, *, width: int = 1280, height: int = 900, script: bool = True, **media: str
+        self,
+        file: Path,
+        *,
+        at: str = "",
+        width: int = 1280,
+        height: int = 900,
+        script: bool = True,
+        **media: str,
     ) -> Page:
-        """Open a file in a tab, with its scripts or without.
+        """Open a file in a tab, at an element's id, with its scripts or without.
 
         `prefers_color_scheme="dark"` and the like are media features.
         """
@@ -117,7 +124,7 @@ class Browser:
         features = [{"name": k.replace("_", "-"), "value": v} for k, v in media.items()]
         page.call("Emulation.setEmulatedMedia", features=features)
         page.call("Emulation.setScriptExecutionDisabled", value=not script)
-        page.call("Page.navigate", url=file.as_uri())
+        page.call("Page.navigate", url=f"{file.as_uri()}#{at}" if at else file.as_uri())
         page.until("document.readyState === 'complete'")
         return page
 

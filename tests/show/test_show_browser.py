@@ -56,6 +56,16 @@ def test_a_block_opens_to_its_weights(visit: Open) -> None:
     assert "model.embed_tokens.weight" in shown(page, "a.tensor")
 
 
+def test_a_block_has_an_address(visit: Open) -> None:
+    page = visit("gemma-2-9b", at="k1-mlp")
+    assert page.run("document.querySelector('#k1-mlp').open")
+    assert shown(page, "figcaption") == ["layers of kind full_attention"]
+    page.run("document.querySelector('.skip').focus()")
+    page.call("Input.dispatchKeyEvent", type="keyDown", key="Enter", text="\r")
+    page.until("location.hash === '#blocks'")
+    assert page.run("document.querySelectorAll('details[open]').length") == 1
+
+
 def test_a_layer_names_its_own_tensors(visit: Open) -> None:
     page = visit("gemma-2-9b")
     page.click('[data-layer="7"]')

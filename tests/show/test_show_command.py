@@ -13,7 +13,7 @@ from sparse_releases import write_release
 import assembler
 from assembler import show
 from assembler.command_line import run_command
-from assembler.showing.picture import format_of
+from assembler.showing.formats import format_of
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from assembler.showing.picture import ENDINGS
+from assembler.showing.formats import ENDINGS
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "show.md").read_text("utf-8")
