@@ -21,13 +21,11 @@ GateSpec: TypeAlias = Annotated[Any, BlockRole("gate")]
 class OutputGate(nn.Module):
     """activation(proj(x)) times the heads' outputs, before they are projected (Qiu et al., 2025).
 
-    The forms that were published and compared there: a gate for each channel or one for each head.
-    AFMoE has the first.
-
     Args:
-        per: What has a gate of its own: each "channel" of each head, or each "head" as a whole.
-        activation: What makes a gate of the projection: "sigmoid" or "softplus".
-        bias: Whether the projection adds a bias.
+        per: What has a gate of its own: each "channel" of each head (AFMoE), or each "head" as a
+            whole (Step-3.7).
+        activation: What makes a gate of the projection: "sigmoid", or "softplus", which has no
+            upper bound and so may amplify as well.
     """
 
     role: ClassVar[str] = "gate"
@@ -38,7 +36,6 @@ class OutputGate(nn.Module):
         *,
         per: Literal["channel", "head"] = "channel",
         activation: Literal["sigmoid", "softplus"] = "sigmoid",
-        bias: bool = False,
     ) -> None:
         super().__init__()
         if ctx.heads is None:
@@ -47,7 +44,7 @@ class OutputGate(nn.Module):
                 "write it in the block's field 'gate'"
             )
         rows = ctx.heads if per == "channel" else ctx.heads.whole_units()
-        self.proj = ColumnLinear(ctx.hidden_size, (rows,), bias, ctx.tp, f"{ctx.path}.proj")
+        self.proj = ColumnLinear(ctx.hidden_size, (rows,), False, ctx.tp, f"{ctx.path}.proj")
         self.per = per
         self.activation = activation
         self.act = torch.sigmoid if activation == "sigmoid" else F.softplus

@@ -64,8 +64,9 @@ class GatedExperts(nn.Module):
         intermediate_size: Width of one expert's gate and up, in features of the whole model.
         activation: Function of the gate, by its name in the config (`hidden_act`), e.g. silu.
         bias: Whether all three projections of every expert add a bias (gpt-oss).
-        limit: Clamp before the activation: gate to at most this, up to within it; null for none.
-        up_offset: Added to up before it meets the gate (gpt-oss: 1).
+        limit: Clamp before the activation: gate to at most this, up to within it (gpt-oss,
+            MiniMax-M3); null for none.
+        up_offset: Added to up before it meets the gate (gpt-oss, MiniMax-M3: 1).
     """
 
     role: ClassVar[str] = "experts"

@@ -24,8 +24,9 @@ class GatedMLP(nn.Module):
         activation: Function of the gate, by its name in the config (`hidden_act`), e.g. silu, or a
             block.
         bias: Whether all three projections add a bias.
-        limit: Clamp before the activation: gate to at most this, up to within it; null for none.
-        up_offset: Added to up before it meets the gate (gpt-oss: 1).
+        limit: Clamp before the activation: gate to at most this, up to within it (MiniMax-M3,
+            DeepSeek-V4); null for none.
+        up_offset: Added to up before it meets the gate (MiniMax-M3: 1).
         inner_norm: Norm block applied to what down reads (BitNet).
     """
 

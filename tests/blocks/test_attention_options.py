@@ -243,7 +243,7 @@ def test_slopes_stay_float32_and_belong_to_the_heads_of_the_rank():
 @pytest.mark.parametrize("per", ["head", "channel"])
 def test_a_gate_multiplies_the_heads(per):
     plain = fill(attention())
-    gated = attention(gate=partial(OutputGate, per=per, activation="softplus", bias=True))
+    gated = attention(gate=partial(OutputGate, per=per, activation="softplus"))
     fill(gated)
     gated.load_state_dict(plain.state_dict(), strict=False)
     x = randn(1, LENGTH, HIDDEN)

@@ -39,7 +39,6 @@ NEEDED = {
         "norm": LayerNorm,
     },
     "AlibiAttn": {"num_heads": 4, "qkv_bias": True, "o_bias": True},
-    "OutputGate": {"bias": True},
     "QKNorm": {"norm": LayerNorm},
     "GatedMLP": {"intermediate_size": 64, "activation": "silu", "bias": True},
     "MLP": {"intermediate_size": 64, "activation": "gelu", "bias": True},

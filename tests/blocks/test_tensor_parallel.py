@@ -65,7 +65,7 @@ def test_what_belongs_to_heads_goes_with_them(size, per):
         "qk_norm": partial(QKNorm, norm=LayerNorm, over="each_head"),
         "sinks": True,
         "out_norm": partial(RMSNorm, eps=2e-3),
-        "gate": partial(OutputGate, per=per, bias=True),
+        "gate": partial(OutputGate, per=per),
     }
     check(RopeAttn, fields, size, lambda attn: attn(x, ForwardContext.dense(LENGTH)))
 
