@@ -79,7 +79,8 @@ struct Machine {
 
     int64_t pieces(const Instruction& i) const {
         switch (i.opcode) {
-            case LINEAR: case SCORE_EXPERTS: return cuts(i.n, features_at_once(i));
+            case LINEAR: case SCORE_EXPERTS:
+                return rows.count(i) ? cuts(i.n, features_at_once(i)) : 0;
             case ATTEND: return runs_of(i).size() * parts_of_heads(i);
             case GROUP_BY_EXPERT: return 1;
             case EXPERT_LINEAR: {

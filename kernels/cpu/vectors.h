@@ -52,9 +52,14 @@ static inline vec load(const float* p) {
     return x;
 }
 static inline vec load(const bf16* p) {
+#if defined(__AVX512F__)
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
+    return (vec)_mm512_slli_epi32(wide, 16);
+#else
     half_vec half;
     memcpy(&half, p, sizeof half);
     return (vec)(__builtin_convertvector(half, uvec) << 16);
+#endif
 }
 
 static inline void store(float* p, vec x) { memcpy(p, &x, sizeof x); }
@@ -78,9 +83,14 @@ inline vec rounded<float>(vec x) {
 }
 template <>
 inline vec rounded<bf16>(vec x) {
+#if defined(__AVX512BF16__)
+    __m512i wide = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)x));
+    return (vec)_mm512_slli_epi32(wide, 16);
+#else
     bf16 kept[LANES];
     store(kept, x);
     return load(kept);
+#endif
 }
 
 // The first `count` of 16; the others are 0.

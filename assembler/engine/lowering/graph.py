@@ -14,6 +14,7 @@ from assembler.blocks.functions import sigmoid, softcap, tanh
 from assembler.engine.kv_cache import KVCache
 from assembler.engine.lowering import attention, blocks, experts, latent_attention
 from assembler.engine.lowering.program import NotLowered, Program, Tokens, Value
+from assembler.engine.lowering.wanted_rows import keep_wanted_rows
 from assembler.kernels.cpu_program import ACTIVATIONS, LOGITS, Opcode
 
 _RULES = MappingProxyType(
@@ -40,6 +41,7 @@ def lower(
     result = _Walk(model, program).run(Tokens(), _CONTEXT)
     if not (isinstance(result, Value) and result.place == LOGITS):
         raise NotLowered("it does not end in a head")
+    keep_wanted_rows(program)
     program.join_chains()
     return program
 

@@ -90,7 +90,7 @@ class Program:
         different rows at a time, and rows of different sizes would overlap.
         """
         free = self._free.setdefault((width, times), [])
-        place = free.pop() if free else self._grow(self.max_rows * width * times)
+        place = free.pop() if free else self.grow(self.max_rows * width * times)
         return Value(place, width, times, free)
 
     def floats(self, width: int) -> Value:
@@ -100,10 +100,11 @@ class Program:
     def room(self, num_bytes: int) -> Value:
         """Room for something that is not in rows."""
         free = self._free.setdefault((num_bytes, 0), [])
-        place = free.pop() if free else self._grow(-(-num_bytes // self.dtype.itemsize))
+        place = free.pop() if free else self.grow(-(-num_bytes // self.dtype.itemsize))
         return Value(place, 0, 0, free)
 
-    def _grow(self, numbers: int) -> int:
+    def grow(self, numbers: int) -> int:
+        """A place for so many numbers where nothing else ever is."""
         place = self.size
         self.size += -(-numbers // _ALIGNMENT) * _ALIGNMENT
         return place
