@@ -46,7 +46,8 @@ class SelfAttention(nn.Module):
     ) -> None:
         """The arguments are fields of the subclasses, whose docstrings describe them."""
         super().__init__()
-        q, k, v = self.q_part, self.k_part, _ = head_parts(ctx, num_heads, num_kv_heads, head_dim)
+        q, k, v = head_parts(ctx, num_heads, num_kv_heads, head_dim)
+        self.q_part, self.k_part = q, k  # the rows of all ranks
         dim = self.head_dim = q.unit
         self.scale = dim**-0.5 if scale is None else scale
         self.clip_qkv = clip_qkv

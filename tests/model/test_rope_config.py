@@ -179,6 +179,21 @@ def test_defaults_fill_what_the_config_leaves_out() -> None:
     assert _normal(config, None, defaults) == {"type": "default", "theta": 5.0, "partial": 0.25}
 
 
+@pytest.mark.parametrize(
+    ("config", "style"),
+    [
+        ({}, "interleaved"),
+        ({"rope_interleave": True}, "interleaved"),
+        ({"rope_interleave": False}, "half"),
+    ],
+)
+def test_the_style_is_the_confs_unless_the_config_names_one(config: dict, style: str) -> None:
+    settings = _normal({"rope_theta": 1e4, **config}, None, {"style": "interleaved"})
+    assert settings["style"] == style
+    silent = _normal({"rope_theta": 1e4})
+    assert RopeSettings.model_validate(silent).style == "half"
+
+
 def test_a_theta_that_nothing_gives_is_missing() -> None:
     missing = _normal({"a": 1})
     assert isinstance(missing, Missing)
