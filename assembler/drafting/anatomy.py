@@ -24,6 +24,7 @@ class Anatomy:
     inventory: Inventory
     parts: Mapping[str, Piece]  # by target; layer targets begin with "layers."
     unknown: tuple[str, ...]
+    hidden: int | None  # width of the stream
     after_branches: bool  # the names say that norms stand behind the branches only
 
     def layer_leaves(self, layer: int) -> set[str]:
@@ -54,6 +55,8 @@ def read_anatomy(inventory: Inventory, hidden: int | None) -> Anatomy:
     """Give every tensor of `inventory` a role; `hidden` is the width of the stream, if known."""
     unknown: list[str] = []
     parts: dict[str, Piece] = _outside(inventory.outside, unknown)
+    if hidden is None and "embed" in parts:
+        hidden = parts["embed"].shape[-1]
     roles: dict[str, list[Tensor]] = defaultdict(list)
     norms: list[Tensor] = []
     for tensor in inventory.layer:
@@ -69,7 +72,7 @@ def read_anatomy(inventory: Inventory, hidden: int | None) -> Anatomy:
         roles[target] += tensors
     for piece in LayerParts(roles, hidden).pieces():
         parts[f"layers.{piece.target}"] = piece
-    return Anatomy(inventory, parts, tuple(unknown), after)
+    return Anatomy(inventory, parts, tuple(unknown), hidden, after)
 
 
 def _role(tensor: Tensor) -> str | None:

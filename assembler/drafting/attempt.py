@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ from assembler.model.spec import ModelSpec
 from assembler.weights.index import CheckpointIndex
 
 _ROUNDS = 5
+_NOT_BUILT = 10_000  # findings: worse than any that was
 _CHANGES = (
     change_attention,
     change_layer_norms,
@@ -69,10 +71,15 @@ class Attempt:
 
     @property
     def order(self) -> tuple:
-        """What the best of several is the least of."""
-        findings = len(self.map.plan.errors) if self.map else 10_000
-        changed = 0.5 * len(self.sheet.why) + 0.1 * (self.map.changed if self.map else 0)
-        return (findings, len(self.unplaced) + changed - 10 * self.nearness, self.parent.name)
+        """What the best of several is the least of: findings, then unlikeness.
+
+        Changes that tensors prove cost little; a field that nothing reads costs more, since what
+        it means is lost. Of parents that are equally near the one that most build on is the usual.
+        """
+        findings = len(self.map.plan.errors) if self.map else _NOT_BUILT
+        changes = len(self.sheet.why) + (self.map.changed if self.map else 0)
+        near = 10 * self.nearness + 0.2 * math.log1p(self.parent.heirs)
+        return (findings, len(self.unplaced) + 0.1 * changes - near, self.parent.name)
 
 
 class Workbench:
@@ -116,27 +123,34 @@ class Workbench:
 
     def _settle(self, sheet: Sheet) -> tuple[ModelSpec, nn.Module]:
         """Change the draft until its model has the parameters that the tensors are for."""
-        for round_ in range(_ROUNDS):
-            spec = None
-            inside: dict[int, set[str]] = {}
-            outside: set[str] = set()
+        for _ in range(_ROUNDS):
+            spec = model = None
+            problem: SpecError | None = None
             try:
                 spec = load_spec(self.write_conf(sheet), self.index.config, roots=self.roots)
-                inside, outside = parameters_of(build_model(spec))
-            except SpecError:
-                if round_ == _ROUNDS - 1:
-                    raise
+                model = build_model(spec)
+            except SpecError as error:
+                problem = error
             before = str(sheet.changes)
-            found = Comparison(sheet, self.anatomy, spec, inside, outside)
-            for change in _CHANGES:
-                change(found)
-            if spec is None:
-                name_one_kind(sheet)
-                supply_missing(sheet, self.anatomy)
+            self._change(sheet, spec, model)
             if str(sheet.changes) == before:
                 break
-        spec = load_spec(self.write_conf(sheet), self.index.config, roots=self.roots)
-        return spec, build_model(spec)
+        else:
+            spec = load_spec(self.write_conf(sheet), self.index.config, roots=self.roots)
+            return spec, build_model(spec)
+        if problem is not None:
+            raise problem
+        return spec, model
+
+    def _change(self, sheet: Sheet, spec: ModelSpec | None, model: nn.Module | None) -> None:
+        """One round of changes."""
+        inside, outside = parameters_of(model) if model is not None else ({}, set())
+        found = Comparison(sheet, self.anatomy, spec, inside, outside)
+        for change in _CHANGES:
+            change(found)
+        if spec is None:
+            name_one_kind(sheet)
+            supply_missing(sheet, self.anatomy)
 
     def write_conf(self, sheet: Sheet) -> Path:
         """The conf as it stands, in the folder of attempts."""

@@ -43,9 +43,9 @@ def _should_rotate(found: Comparison, attn: dict[str, Any]) -> bool:
 def _head_sizes(found: Comparison) -> None:
     """Heads and their width, where the rows on disk are others than the draft's."""
     built, piece = found.built("attn"), found.anatomy.parts.get("layers.attn.qkv")
-    if built is None or piece is None or "embed" not in found.anatomy.parts:
+    hidden = found.anatomy.hidden
+    if built is None or piece is None or hidden is None:
         return
-    hidden = found.anatomy.parts["embed"].shape[1]
     heads = built.num_heads
     kv_heads = built.num_kv_heads or heads
     dim = built.head_dim or hidden // heads

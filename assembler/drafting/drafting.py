@@ -11,12 +11,12 @@ from typing import Any
 from assembler.drafting.anatomy import Anatomy, read_anatomy
 from assembler.drafting.attempt import Attempt, Workbench
 from assembler.drafting.inventory import take_inventory
-from assembler.drafting.library import Shipped, nearness, read_library
+from assembler.drafting.library import nearness, read_library
 from assembler.drafting.report import DraftReport
-from assembler.drafting.texts import draft_texts, map_reasons
+from assembler.drafting.texts import draft_texts, map_reasons, plain_error
 from assembler.drafting.vocabulary import synonyms_of
-from assembler.errors import CheckpointError, OptionError, did_you_mean
-from assembler.model.conf_files import conf_names, search_roots
+from assembler.errors import CheckpointError, OptionError
+from assembler.model.conf_files import PACKAGE_ROOT, conf_names, search_roots
 from assembler.model.config_fields import ConfigFields
 from assembler.weights.index import CheckpointIndex, read_checkpoint_index
 
@@ -115,9 +115,7 @@ def best_attempt(
         without: leave these architectures out, with all that builds on them.
     """
     anatomy = anatomy_of(index)
-    library = read_library(roots, without)
-    if parent is not None:
-        library = [_named(parent, library)]
+    library = read_library(roots, without, parent)
     config = text_fields(index.config)
     ranked = sorted(
         ((nearness(shipped, anatomy, config, library), shipped) for shipped in library),
@@ -168,7 +166,7 @@ def _report(best: Attempt, files: tuple[Path, Path], checkpoint: str, name: str)
         checkpoint=checkpoint,
         tensors=(totals.tensors_covered if totals else 0, count),
         parameters=(totals.parameters_filled, totals.parameters) if totals else (0, 0),
-        findings=tuple(map(str, plan.errors)) if plan else (best.error,),
+        findings=tuple(map(str, plan.errors)) if plan else (plain_error(best),),
         guesses=tuple(guesses),
         unplaced=tuple(best.unplaced),
         unknown=best.anatomy.unknown,
@@ -181,6 +179,8 @@ def _checked_name(name: str | None, config: Mapping[str, Any], roots: Sequence[P
         kind = text_fields(config).get("model_type")
         name = re.sub(r"\W+", "_", str(kind or "model")).strip("_").lower() or "model"
         return f"{name}_draft" if name in known else name
+    if name in known and (PACKAGE_ROOT / "conf" / f"{name}.yaml").is_file():
+        raise OptionError(f"name={name}: an architecture ships by that name; choose another")
     if not _NAME.fullmatch(name):
         raise OptionError(f"name={name}: takes letters, digits, _ and -, and begins with a letter")
     return name
@@ -201,17 +201,6 @@ def _write(texts: Mapping[Path, str], out: Path) -> None:
             path.write_text(text, "utf-8")
     except OSError as error:
         raise OptionError(f"out={out}: cannot be written: {error.strerror}") from None
-
-
-def _named(parent: str, library: Sequence[Shipped]) -> Shipped:
-    found = next((shipped for shipped in library if shipped.name == parent), None)
-    if found is None:
-        names = [shipped.name for shipped in library]
-        raise OptionError(
-            f"parent={parent}: no such architecture.{did_you_mean(parent, names)} "
-            f"There are: {', '.join(names)}"
-        )
-    return found
 
 
 def _number(fields: ConfigFields, name: str) -> int | None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from assembler.drafting.anatomy import Anatomy
@@ -23,6 +23,7 @@ _FIELD = re.compile(r"\$\{hf:([^,{}$]+)")
 _CALC = re.compile(r"(?<=\$\{calc:')(.*?)(?='\})")
 _WORD = re.compile(r"(?<![\w.:\"'])[A-Za-z_]\w*(?![\w:(])")
 _KEPT_WORDS = frozenset(["if", "else", "and", "or", "not", "is", "in", "None", "True", "False"])
+_OUTSIDE = ("hidden_size", "vocab_size", "max_length", "embed", "positions", "norm", "lm_head")
 _OPTIONAL = ("mlp", "moe", "shared")
 _NEEDED = ("router", "experts", "norm", "qk_norm", "rope")
 _FROM_SHAPES = {
@@ -95,12 +96,21 @@ def resolved(sheet: Sheet, part: tuple[str, ...] = ()) -> Any:
 
     Raises SpecError where an interpolation cannot be computed at all.
     """
+    return _value_in(_bound(sheet), part)
+
+
+def _bound(sheet: Sheet) -> DictConfig:
+    """The draft as a tree whose interpolations read its config.json."""
     register_resolvers()
     data = sheet.data
     fields = sheet.fields.with_defaults(data.get("config_defaults") or {})
+    tree = OmegaConf.create({"conf": data})
+    bind_config(tree, fields)
+    return tree
+
+
+def _value_in(tree: DictConfig, part: tuple[str, ...]) -> Any:
     try:
-        tree = OmegaConf.create({"conf": data})
-        bind_config(tree, fields)
         node = tree["conf"]
         for key in part:
             node = node[key]
@@ -113,43 +123,48 @@ def resolved(sheet: Sheet, part: tuple[str, ...] = ()) -> Any:
 
 def supply_missing(sheet: Sheet, anatomy: Anatomy) -> None:
     """Give a value to what the parent needs and config.json lacks: from shapes, or none."""
-    for key in ("hidden_size", "vocab_size", "max_length", "embed", "positions", "norm", "lm_head"):
-        _supply(sheet, (key,), anatomy)
-    _supply(sheet, ("layers", "count"), anatomy)
-    for block in list(sheet.get(("layers", "blocks")) or {}):
-        if block in _OPTIONAL and not anatomy.has(block):
-            continue  # what is not there needs nothing
-        _supply(sheet, ("layers", "blocks", block), anatomy)
+    tree = _bound(sheet)
+    places = [(key,) for key in _OUTSIDE] + [("layers", "count")]
+    wanted = [b for b in sheet.get(("layers", "blocks")) or {} if _is_wanted(b, anatomy)]
+    places += [("layers", "blocks", block) for block in wanted]
     for variant, contents in (sheet.get(("layers", "variants")) or {}).items():
-        for block in (contents or {}).get("blocks") or {}:
-            if block in _OPTIONAL and not anatomy.has(block):
-                continue
-            _supply(sheet, ("layers", "variants", variant, "blocks", block), anatomy)
+        own = [b for b in (contents or {}).get("blocks") or {} if _is_wanted(b, anatomy)]
+        places += [("layers", "variants", variant, "blocks", block) for block in own]
+    for place in places:
+        if sheet.get(place) is not None:
+            _supply(sheet, _value_in(tree, place), place, anatomy)
 
 
-def _supply(sheet: Sheet, place: tuple[str, ...], anatomy: Anatomy) -> None:
-    if sheet.get(place) is None:
-        return
-    value = resolved(sheet, place)
+def _is_wanted(block: str, anatomy: Anatomy) -> bool:
+    """What is not there needs nothing."""
+    return block not in _OPTIONAL or anatomy.has(block)
+
+
+def _supply(sheet: Sheet, value: Any, place: tuple[str, ...], anatomy: Anatomy) -> None:
     for path, leaf in list(leaves(value, place)):
         for name in missing_fields(leaf):
-            nested = path[: len(place) + 1]
-            if path[-1] == "intermediate_size" and not isinstance(sheet.get(path), int):
-                block = "moe.experts" if "experts" in path else str(place[-1])
-                _set_leaf(sheet, path, width_ref(sheet, anatomy, block), "from the shapes")
-                continue
-            if len(path) > len(nested) and nested[-1] not in _NEEDED:
-                _set_leaf(sheet, nested, None, f"config.json has no {name}")
-                continue
-            if path[-1] == "eps":
-                _set_leaf(sheet, path, 1e-5, "config.json gives no eps")
-                continue
-            known = next((n for n in synonyms_of(name.split("|")[0]) if n in _FROM_SHAPES), None)
-            size = _from_shapes(known, anatomy)
-            if size is not None and "." not in name and "|" not in name:
-                sheet.set(("config_defaults", name), size, "from the shapes of the tensors")
-            else:
-                _set_leaf(sheet, path, size, f"config.json has no {name}")
+            _supply_field(sheet, path, name, place, anatomy)
+
+
+def _supply_field(
+    sheet: Sheet, path: tuple, name: str, place: tuple[str, ...], anatomy: Anatomy
+) -> None:
+    """One field that config.json lacks, which the leaf at `path` needs."""
+    setting = path[: len(place) + 1]
+    if path[-1] == "intermediate_size" and not isinstance(sheet.get(path), int):
+        block = "moe.experts" if "experts" in path else str(place[-1])
+        _set_leaf(sheet, path, width_ref(sheet, anatomy, block), "from the shapes")
+    elif len(path) > len(setting) and setting[-1] not in _NEEDED:
+        _set_leaf(sheet, setting, None, f"config.json has no {name}")
+    elif path[-1] == "eps":
+        _set_leaf(sheet, path, 1e-5, "config.json gives no eps")
+    else:
+        known = next((n for n in synonyms_of(name.split("|")[0]) if n in _FROM_SHAPES), None)
+        size = _from_shapes(known, anatomy)
+        if size is not None and "." not in name and "|" not in name:
+            sheet.set(("config_defaults", name), size, "from the shapes of the tensors")
+        else:
+            _set_leaf(sheet, path, size, f"config.json has no {name}")
 
 
 def _from_shapes(name: str | None, anatomy: Anatomy) -> int | None:
@@ -161,7 +176,7 @@ def _from_shapes(name: str | None, anatomy: Anatomy) -> int | None:
 
 def _inner(anatomy: Anatomy, place: str) -> int:
     """The width inside of an MLP: the side of its last matrix that is not the stream's."""
-    hidden = anatomy.parts["embed"].shape[1]
+    hidden = anatomy.hidden
     shape = anatomy.parts[f"layers.{place}.down"].shape[-2:]
     return shape[0] if shape[1] == hidden else shape[1]
 

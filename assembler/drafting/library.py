@@ -10,7 +10,7 @@ import difflib
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ _ROPE_FIELDS = (
     "partial_rotary_factor", "rotary_pct", "max_position_embeddings",
     "original_max_position_embeddings", "rope_interleave",
 )  # fmt: skip
-_SHARES = {"tensors": 3.0, "modules": 3.0, "fields": 3.0, "named": 2.0}
+_SHARES = {"tensors": 3.0, "modules": 3.0, "fields": 3.0, "named": 4.0}
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,18 @@ class Shipped:
     sources: Mapping[str, tuple[str, ...]]  # by target of its map
     types: tuple[str, ...]  # model types and classes that it is for
     ancestors: tuple[str, ...] = ()
+    heirs: int = 0  # architectures that build on it: what many share is the usual
 
 
-def read_library(roots: Sequence[Path], without: Collection[str] = ()) -> list[Shipped]:
-    """Every architecture of `roots`; those `without` are left out with all that builds on them."""
+def read_library(
+    roots: Sequence[Path], without: Collection[str] = (), only: str | None = None
+) -> list[Shipped]:
+    """Every architecture of `roots`, or `only` the one of that name.
+
+    Those `without` are left out with all that builds on them, in their conf or in their map.
+    """
     found = []
-    for name in conf_names(roots):
+    for name in conf_names(roots) if only is None else [only]:
         conf = find_conf(name, roots)
         if "matches" not in conf.marked.data:
             continue  # a checkpoint of another architecture
@@ -76,7 +82,8 @@ def read_library(roots: Sequence[Path], without: Collection[str] = ()) -> list[S
         )
     if not found:
         raise AssemblerError("there is no architecture to draft from")
-    return found
+    heirs = Counter(name for shipped in found for name in shipped.ancestors)
+    return [replace(shipped, heirs=heirs[shipped.name]) for shipped in found]
 
 
 def fields_read(data: Mapping[str, Any]) -> frozenset[str]:

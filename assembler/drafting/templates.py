@@ -117,7 +117,7 @@ def width(anatomy: Anatomy, place: str) -> int | None:
         ),
         None,
     )
-    hidden = anatomy.parts["embed"].shape[1] if "embed" in anatomy.parts else 0
+    hidden = anatomy.hidden
     if piece is None or len(piece.shape) < 2:
         return None
     rows, columns = piece.shape[-2:]

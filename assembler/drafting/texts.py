@@ -1,7 +1,8 @@
-"""The two files of a draft as text, with what is guessed and what is not placed said in comments."""
+"""The two files of a draft as text; comments say what is guessed and what is not placed."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from assembler.drafting.attempt import Attempt
@@ -26,7 +27,7 @@ def draft_texts(best: Attempt, checkpoint: str, name: str) -> tuple[str, str]:
         head += comment("Fields of config.json that nothing here reads:")
         head += listed(f"{key}: {_short(config.get(key))}" for key in best.unplaced)
     if best.error:
-        head += comment(f"It does not build yet: {best.error}")
+        head += comment(f"It does not build yet: {plain_error(best)}")
     data: dict[str, Any] = {"defaults": [parent.name, "_self_"]}
     data |= {"matches": matches} if matches else {}
     data |= {"checkpoint": checkpoint, "weight_map": name, **best.sheet.changes}
@@ -38,6 +39,11 @@ def draft_texts(best: Attempt, checkpoint: str, name: str) -> tuple[str, str]:
     map_data = best.map.data if best.map else {"extends": parent.weight_map}
     text = "\n".join(map_head) + "\n" + yaml_text(map_data, map_reasons(best))
     return conf, text
+
+
+def plain_error(best: Attempt) -> str:
+    """What is wrong, without the places in the files of the attempt."""
+    return "; ".join(re.sub(r"^\S+\.yaml:\d+: ", "", line) for line in best.error.splitlines())
 
 
 def map_reasons(best: Attempt) -> dict[tuple[str, ...], str]:
