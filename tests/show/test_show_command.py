@@ -75,8 +75,21 @@ def test_a_config_alone(run: Run, llama: Path, tmp_path: Path) -> None:
         status, out, _ = run(f"checkpoint={checkpoint}")
         assert status == 0 and "no tensors on disk: the config alone was read" in out
         assert out.startswith(f"{tmp_path.name}  conf llama\n1.24 B parameters")
-    page = assembler.show_model(config).text("html")
+    picture = assembler.show_model(config)
+    page = picture.text("html")
     assert 'id="tensors"' not in page and "on disk</dt>" not in page
+    qkv = picture.view.kinds[0].blocks[1].weights[0]
+    rule = "layers.{i}.attn.qkv ← model.layers.{i}.self_attn.q_proj, model.layers.{i}.self_attn.k_"
+    assert qkv.links == () and qkv.rule.startswith(rule)
+    assert re.search(r"llama\.yaml:\d+$", qkv.rule_at) and rule in page
+
+
+def test_a_config_alone_with_a_conf_and_a_map_of_ones_own(llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("defaults: [llama, _self_]\nweight_map: ./map.yaml\n")
+    (tmp_path / "map.yaml").write_text("extends: llama\nweights: {norm: last_norm}\n")
+    view = assembler.show_model(llama / "config.json", tmp_path / "own.yaml").view
+    (norm,) = (block for block in view.model.blocks if block.name == "norm")
+    assert norm.weights[0].rule == "norm ← last_norm"
 
 
 def test_what_is_wrong_is_shown(run: Run, llama: Path, tmp_path: Path) -> None:
