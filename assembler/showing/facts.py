@@ -9,10 +9,28 @@ from pydantic import BaseModel
 
 from assembler.model.registry import BlockSpec
 
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _rope(value: Any) -> str:
+    kind = "RoPE" if value.type == "default" else f"{value.type} RoPE"
+    return f"{kind} θ {_round(value.theta)}"
+
+
+def _round(number: float) -> str:
+    """`500k`, `10M`: bases of RoPE are round numbers."""
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if number >= 0.9999 * size:
+            return f"{number / size:.4g}{unit}"
+    return f"{number:g}"
+
+
 # Fields that a picture shows, in this order, and how. Null and false say nothing.
 _WORDS: Mapping[str, Callable[[Any], str]] = {
-    "num_heads": lambda value: f"{value} heads",
-    "num_kv_heads": lambda value: f"{value} kv heads",
+    "num_heads": lambda value: _counted(value, "head"),
+    "num_kv_heads": lambda value: _counted(value, "kv head"),
     "head_dim": lambda value: f"head {value}",
     "q_lora_rank": lambda value: f"q rank {value}",
     "kv_lora_rank": lambda value: f"kv rank {value}",
@@ -23,8 +41,7 @@ _WORDS: Mapping[str, Callable[[Any], str]] = {
     "router": lambda value: f"{value.scores} router" if hasattr(value, "scores") else value.block,
     "experts": lambda value: f"width {value.intermediate_size}, {value.activation}",
     "qk_norm": lambda value: "QK-norm",
-    "rope": lambda value: _rope(value),
-    "alibi": lambda value: "ALiBi",
+    "rope": _rope,
     "window": lambda value: f"window {value}",
     "chunk": lambda value: f"chunks of {value}",
     "softcap": lambda value: f"soft-cap {value:g}",
@@ -41,7 +58,7 @@ def short_facts(spec: BlockSpec) -> tuple[str, ...]:
     if values.get("num_kv_heads") == values.get("num_heads"):
         values["num_kv_heads"] = None
     facts = [_WORDS[name](values[name]) for name in _WORDS if values.get(name) not in (None, False)]
-    if "rope" in values and values["rope"] is None and not values.get("alibi"):
+    if "rope" in values and values["rope"] is None:
         facts.append("no RoPE")
     if "eps" in values and values.get("offset"):  # of a norm
         facts.append("1 + weight")
@@ -73,16 +90,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, tuple) and len(value) > 8:
         return f"{len(value)} numbers"
     return str(value)
-
-
-def _rope(value: Any) -> str:
-    kind = "RoPE" if value.type == "default" else f"{value.type} RoPE"
-    return f"{kind} θ {_round(value.theta)}"
-
-
-def _round(number: float) -> str:
-    """`500k`, `10M`: bases of RoPE are round numbers."""
-    for unit, size in (("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:g}{unit}"
-    return f"{number:g}"

@@ -69,6 +69,22 @@ def test_counts_are_the_published_ones(draw) -> None:
     assert sum(dense.disk_by_part.values()) == dense.checkpoint.nbytes == 2 * dense.numel
 
 
+@pytest.mark.parametrize(
+    ("release", "block", "facts"),
+    [
+        ("gemma-3-1b", "attn", "4 heads, 1 kv head, head 256, QK-norm, RoPE θ 10k, window 512"),
+        ("llama-2-7b", "attn", "32 heads, head 128, RoPE θ 10k"),
+        ("starcoder2-3b", "attn", "24 heads, 2 kv heads, head 128, RoPE θ 1M, window 4096"),
+        ("gpt-oss-20b", "moe", "32 experts, top 4, softmax router, width 2880, quick_gelu"),
+        ("gpt2", "attn", "12 heads, no RoPE"),
+        ("gemma-3-1b", "attn_norm", "1 + weight"),
+    ],
+)
+def test_facts_are_short(draw, release: str, block: str, facts: str) -> None:
+    (found,) = (b for b in draw(release).view.kinds[0].blocks if b.name == block)
+    assert ", ".join(found.facts) == facts
+
+
 def test_json(draw) -> None:
     data = json.loads(draw("gemma-2-9b", 4).text("json"))
     assert data["parameters"] == 9_241_705_984
