@@ -27,7 +27,7 @@ from assembler.kernels.sampling_search import (
 )
 from assembler.kernels.sampling_torch import NO_TOKEN, RowSettings
 
-_BLOCK = 4096
+_BLOCK_BY_NUMBER, _BLOCK_BY_NOISE = 8192, 4096  # the most that registers hold without spills
 _NO_TOKEN = tl.constexpr(NO_TOKEN)
 
 
@@ -215,7 +215,8 @@ def _launch(
     if num_rows == 0:
         return out
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
-    block = max(16, min(_BLOCK, triton.next_power_of_2(vocab_size)))
+    most = _BLOCK_BY_NOISE if numbers is None else _BLOCK_BY_NUMBER
+    block = max(16, min(most, triton.next_power_of_2(vocab_size)))
     sample_kernel[(num_rows,)](
         out,
         logits,
