@@ -59,8 +59,7 @@ def _card(box: Box, block: BlockView, link: str | None) -> str:
     count = block.block if block.part == "norm" else short_count(block.numel)
     if block.numel == 0 and block.part != "norm":
         count = ""
-    room = (box.width - 2 * _PADDING - 8 - len(count) * LETTER) / _NAME_LETTER
-    name = block.name if len(block.name) <= room else f"{block.name[: int(room) - 1]}…"
+    name = fitted(block.name, box.width - 2 * _PADDING - 8 - len(count) * LETTER)
     parts = [
         f'<rect class="card" x="{box.left:.1f}" y="{box.top:.1f}" width="{box.width:.1f}" '
         f'height="{box.height:.1f}" rx="7"/>',
@@ -82,6 +81,12 @@ def _card(box: Box, block: BlockView, link: str | None) -> str:
         return f'<g class="node {block.part}">{body}</g>'
     label = escape(f"{block.name}, {block.block}: show its weights")
     return f'<a class="node {block.part}" href="#{link}" aria-label="{label}">{body}</a>'
+
+
+def fitted(name: str, room: float) -> str:
+    """A name, cut where it is wider than `room` pixels."""
+    letters = int(room / _NAME_LETTER)
+    return name if len(name) <= letters else f"{name[: letters - 1]}…"
 
 
 def _lines(block: BlockView, width: float) -> list[str]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
-from assembler.showing.cards import blocks_by_name, card_width, draw_node, node_size
+from assembler.showing.cards import blocks_by_name, card_width, draw_node, fitted, node_size
 from assembler.showing.colours import DARK, LIGHT, figure_rules
-from assembler.showing.diagram import Diagram, Node
-from assembler.showing.layout import Box, Layout, Point, lay_out
+from assembler.showing.diagram import Node
+from assembler.showing.layout import Box, Layout, Point, Size, lay_out
 from assembler.showing.names import layers_text
 from assembler.showing.view import BlockView, ModelView, SectionView
 
@@ -76,12 +76,12 @@ def draw_figure(
 ) -> tuple[float, float, str]:
     """(width, height, SVG elements) of the model with one of its kinds of layers inside."""
     section = view.kinds[number]
-    inner = _laid_out(section.diagram, section.blocks, {})
+    inner = _laid_out(section)
     spine = next(inner.boxes[node.name].x for node in section.diagram.nodes)
     half = max(spine, inner.width - spine) + _INSET
     header = _HEADER if len(view.kinds) == 1 else _HEADER + 16
     group = (2 * half, inner.height + header + _INSET)
-    outer = _laid_out(view.model.diagram, view.model.blocks, {"layers": group})
+    outer = _laid_out(view.model, group)
     frame = next(
         outer.boxes[node.name] for node in view.model.diagram.nodes if node.kind == "layers"
     )
@@ -99,14 +99,14 @@ def _frame(view: ModelView, number: int, box: Box) -> str:
     """What stands around the equations of a layer: which layers they are of."""
     section = view.kinds[number]
     layers = f"layers {layers_text(section.layers)}"
-    title = layers if len(view.kinds) == 1 else escape(str(section.kind))
+    title = layers if len(view.kinds) == 1 else fitted(str(section.kind), box.width - 90)
     x, y = box.left + 30, box.top + 21.5
     parts = [
         f'<rect class="group" x="{box.left:.1f}" y="{box.top:.1f}" width="{box.width:.1f}" '
         f'height="{box.height:.1f}" rx="12"/>',
         f'<rect class="kind-{number % len(LIGHT.kinds)}" x="{x - 16:.1f}" y="{y - 9.5:.1f}" '
         f'width="10" height="10" rx="3"/>',
-        f'<text class="ink name" x="{x:.1f}" y="{y:.1f}">{title}</text>',
+        f'<text class="ink name" x="{x:.1f}" y="{y:.1f}">{escape(title)}</text>',
         f'<text class="soft" x="{box.right - 14:.1f}" y="{y:.1f}" text-anchor="end">'
         f"× {section.count}</text>",
     ]
@@ -115,13 +115,12 @@ def _frame(view: ModelView, number: int, box: Box) -> str:
     return "".join(parts)
 
 
-def _laid_out(
-    diagram: Diagram, blocks: Sequence[BlockView], given: Mapping[str, tuple[float, float]]
-) -> Layout:
-    by_name = blocks_by_name(tuple(blocks))
+def _laid_out(section: SectionView, group: Size = (0.0, 0.0)) -> Layout:
+    """Where everything stands; `group` is the size of the layers, in the model's section."""
+    diagram, blocks = section.diagram, blocks_by_name(section.blocks)
     width = card_width(diagram)
     sizes = {
-        node.name: given[node.label] if node.kind == "layers" else _size(node, by_name, width)
+        node.name: group if node.kind == "layers" else _size(node, blocks, width)
         for node in diagram.nodes
     }
     return lay_out(
@@ -132,7 +131,7 @@ def _laid_out(
     )
 
 
-def _size(node: Node, blocks: Mapping[str, BlockView], width: float) -> tuple[float, float]:
+def _size(node: Node, blocks: Mapping[str, BlockView], width: float) -> Size:
     return node_size(node, blocks[node.label] if node.kind == "block" else None, width)
 
 
