@@ -130,6 +130,8 @@ def _members(annotation: Any) -> list[Any]:
 
 def _grammar(text: str) -> Any:
     """The value Hydra's override grammar gives `text`: numbers, booleans, null, lists, strings."""
+    if text.isascii() and text.isdigit() and not text.startswith("0"):
+        return int(text)  # without importing Hydra, which takes a tenth of a second
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -194,8 +196,7 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
     A user's mistake is printed as one message without a traceback; status 2 says that the command
     could not do its work, 1 is for the command itself (findings), 130 an interrupt.
     """
-    # What is there at the end need not be looked through for cycles: with torch that takes long.
-    atexit.register(gc.freeze)
+    atexit.register(_leave_garbage)
     sys.stdout.reconfigure(errors="replace")  # what the terminal's encoding lacks becomes a ?
     try:
         status = main(sys.argv[1:] if argv is None else argv)
@@ -210,3 +211,12 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
         sys.stderr.close()
         status = 141
     sys.exit(status)
+
+
+def _leave_garbage() -> None:
+    """What is there at the end need not be looked through for cycles: with torch that takes long.
+
+    Only triton's bindings complain about what they then find (torch imports it here and there).
+    """
+    if "triton" not in sys.modules:
+        gc.freeze()

@@ -230,12 +230,13 @@ def test_the_collector_is_on_again_after_a_pause():
     assert gc.isenabled()
 
 
-def test_a_process_ends_without_a_search_for_garbage():
-    script = """
-import atexit, gc
+@pytest.mark.parametrize(("loaded", "frozen"), [("json", True), ("triton", False)])
+def test_a_process_ends_without_a_search_for_garbage(loaded, frozen):
+    script = f"""
+import atexit, gc, {loaded}
 atexit.register(lambda: print(gc.get_freeze_count() > 1000))  # runs after what comes later
 from assembler.command_line import run_command
 run_command(lambda argv: 3)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (3, "True\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (3, f"{frozen}\n", "")

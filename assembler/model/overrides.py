@@ -10,15 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from typing import TYPE_CHECKING, Any
 
 from assembler.errors import SpecError, did_you_mean
 from assembler.model.inherit import overlay
 from assembler.model.spec import LayersDocument, ModelDocument, VariantDocument
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
 
 PREFIX = "conf"
 # Keys that are read before there is a config.json, and so before overrides.
@@ -36,6 +35,11 @@ def parse_overrides(lines: Sequence[str]) -> list[Override]:
     Raises:
         SpecError: listing every one that is not Hydra syntax, reaches elsewhere or is a sweep.
     """
+    if not lines:
+        return []  # and Hydra, which takes a tenth of a second to import, is not
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
     parser = OverridesParser.create()
     parsed, findings = [], []
     for line in lines:
