@@ -115,7 +115,9 @@ def _weight(weight: WeightView, layers: tuple[int, ...]) -> str:
     if weight.tied_to:
         notes.insert(0, f"shares the memory of {weight.tied_to}")
     if weight.rank_shapes:
-        notes.append(f"a rank of {len(weight.rank_shapes)} holds {rank_text(weight)}")
+        held = rank_text(weight)
+        told = "all of it" if held == "whole" else held
+        notes.append(f"each of {len(weight.rank_shapes)} ranks holds {told}")
     sources = "".join(_source(link, layers) for link in weight.links)
     return (
         f'<li class="weight"><p class="head"><code>{escape(weight.name)}</code>'
