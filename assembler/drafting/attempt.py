@@ -78,8 +78,16 @@ class Attempt:
         """
         findings = len(self.map.plan.errors) if self.map else _NOT_BUILT
         changes = len(self.sheet.why) + (self.map.changed if self.map else 0)
-        near = 10 * self.nearness + 0.2 * math.log1p(self.parent.heirs)
-        return (findings, len(self.unplaced) + 0.1 * changes - near, self.parent.name)
+        cost = len(self.unplaced) + 0.1 * changes - _worth(self.parent, self.nearness)
+        return (findings, cost, self.parent.name)
+
+    def beats(self, parent: Shipped, nearness: float) -> bool:
+        """Whether this one stays ahead even if `parent` needed no change at all."""
+        return self.complete and self.order[1] <= -_worth(parent, nearness)
+
+
+def _worth(parent: Shipped, nearness: float) -> float:
+    return 10 * nearness + 0.2 * math.log1p(parent.heirs)
 
 
 class Workbench:
@@ -116,7 +124,7 @@ class Workbench:
     def _prepare(self, sheet: Sheet) -> None:
         rename_fields(sheet)
         widen_assumptions(sheet)
-        settle_kinds(sheet, self.anatomy)
+        settle_kinds(sheet)
         name_one_kind(sheet)
         supply_missing(sheet, self.anatomy)
         settle_scales(sheet, self.anatomy)

@@ -23,7 +23,7 @@ from assembler.weights.index import CheckpointIndex, read_checkpoint_index
 CANDIDATES = 4  # of the nearest architectures, how many are tried
 _NEAR = 0.45  # below this nothing is much like the checkpoint
 _NAME = re.compile(r"[A-Za-z][\w-]*")
-_PACKED = ("F8", "I8", "U8", "I32", "I64", "F4", "F6")
+_PACKED = ("F8", "I8", "U8", "I32", "F4", "F6")
 
 
 def draft_architecture(
@@ -121,11 +121,15 @@ def best_attempt(
         ((nearness(shipped, anatomy, config, library), shipped) for shipped in library),
         key=lambda pair: (-pair[0], pair[1].name),
     )
-    attempts = []
+    best: Attempt | None = None
     for near, shipped in ranked[:CANDIDATES]:
+        if best is not None and best.beats(shipped, near):
+            continue
         bench = Workbench(index, anatomy, roots, folder / shipped.name, name)
-        attempts.append(bench.attempt(shipped, near))
-    return min(attempts, key=lambda attempt: attempt.order)
+        found = bench.attempt(shipped, near)
+        best = found if best is None else min(best, found, key=lambda attempt: attempt.order)
+    assert best is not None, "a library is not empty"
+    return best
 
 
 def anatomy_of(index: CheckpointIndex) -> Anatomy:

@@ -17,7 +17,7 @@ _ALIKE = "alike"
 _WINDOW_NAMES = ("sliding_window",)
 
 
-def settle_kinds(sheet: Sheet, anatomy: Anatomy) -> None:
+def settle_kinds(sheet: Sheet) -> None:
     """Make `layers.kinds` name what this checkpoint's layers are."""
     _drop_broken_axes(sheet)
     _attention_axis(sheet)

@@ -164,7 +164,7 @@ class LayerParts:
             return
         weight = _weight(whole)
         rule: dict[str, Any] = {"from": weight.module, **options}
-        if transposable and self._transposed(weight, bool(options)):
+        if transposable and self._transposed(weight):
             rule["transpose"] = True
         layers = tuple(sorted({layer for tensor in whole for layer in tensor.layers}))
         leaves = frozenset(tensor.leaf for tensor in whole)
@@ -178,7 +178,7 @@ class LayerParts:
         weights = [_weight(self.roles[role]) for role in roles]
         first = self.roles[roles[0]]
         rule: Any = [weight.module for weight in weights]
-        if self._transposed(weights[0], False):
+        if self._transposed(weights[0]):
             rule = {"from": rule, "transpose": True}
         leaves = frozenset(tensor.leaf for tensor in first if tensor.leaf)
         side = 1 if self.conv1d else 0
@@ -205,7 +205,7 @@ class LayerParts:
             leaves = frozenset(tensor.name.rpartition(".")[2] for tensor in tensors)
             yield Piece("mlp.act", module, leaves, tensors[0].layers)
 
-    def _transposed(self, weight: Tensor, fused: bool) -> bool:
+    def _transposed(self, weight: Tensor) -> bool:
         """Whether a matrix is stored [in, out]: all of a checkpoint's are, or none."""
         return self.conv1d and len(weight.shape) == 2
 

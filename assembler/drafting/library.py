@@ -64,8 +64,9 @@ def read_library(
         for file in reversed(files):
             own = {k: v for k, v in file.marked.data.items() if k not in ("defaults", "matches")}
             data = overlay(data, own)
-        if not isinstance(data.get("weight_map"), str):
-            continue
+        blocks = (data.get("layers") or {}).get("blocks") or {}
+        if not isinstance(data.get("weight_map"), str) or not isinstance(blocks.get("attn"), dict):
+            continue  # drafts are written in the names that shipped confs give to blocks
         weight_map = load_weight_map(data["weight_map"], roots)
         built_on = {file.name for file in files} | {path.stem for path in weight_map.files}
         if built_on & set(without):
@@ -163,9 +164,9 @@ def _same_fields(shipped: Shipped, config: Mapping[str, Any], library: Sequence[
     def weight(name: str) -> float:
         return 1.0 - readers[name] / (len(library) + 1)
 
-    all_ours = sum(weight(name) for name in ours if readers[name])
-    read = sum(weight(name) for name in ours & shipped.reads)
-    needless = sum(weight(n) for n in shipped.reads if "." not in n and n not in known)
+    all_ours = sum(weight(name) for name in sorted(ours) if readers[name])
+    read = sum(weight(name) for name in sorted(ours & shipped.reads))
+    needless = sum(weight(n) for n in sorted(shipped.reads) if "." not in n and n not in known)
     return (read - 0.3 * needless) / max(1.0, all_ours)
 
 

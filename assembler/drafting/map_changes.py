@@ -52,23 +52,30 @@ class MapDrafter:
         slots = read_parameters(model).slots
         targets = {_general(n) for slot in slots.values() for n in (slot.module, slot.name)}
         pieces = {t: p for t, p in self._pieces().items() if t in targets}
-        data, guesses = self._nearest_base(model, pieces)
+        data, guesses = self._nearest_base(pieces)
         changed = len(guesses)
-        for _ in range(2):  # a rule taken back may show that another one is idle
+        for _ in range(3):  # a rule taken back may show that another one is idle
             weight_map = self._load(data)
             plan = plan_load(weight_map, model, self.index)
             if not self._take_back(data, plan, weight_map):
                 break
-        self._split(data, self._load(data), slots)
-        if self.anatomy.inventory.aside and any(f.kind == "unclaimed" for f in plan.findings):
-            known = {ignore.glob for ignore in weight_map.ignore}
-            data["ignore"] = {
-                pattern: {"reason": reason, "optional": True}
-                for pattern, reason in self.anatomy.inventory.aside.items()
-                if pattern not in known
-            }
-        plan = plan_load(self._load(data), model, self.index)
+        before = str(data)
+        self._split(data, weight_map, slots)
+        if any(finding.kind == "unclaimed" for finding in plan.findings):
+            self._leave_aside(data, weight_map)
+        if str(data) != before:
+            plan = plan_load(self._load(data), model, self.index)
         return MapDraft(data, plan, {t: g for t, g in guesses.items() if g}, changed)
+
+    def _leave_aside(self, data: dict[str, Any], weight_map: WeightMap) -> None:
+        """Ignore what is no part of the language model, with the reason."""
+        known = {ignore.glob for ignore in weight_map.ignore}
+        aside = self.anatomy.inventory.aside
+        ignore = {
+            p: {"reason": why, "optional": True} for p, why in aside.items() if p not in known
+        }
+        if ignore:
+            data["ignore"] = ignore
 
     def _pieces(self) -> dict[str, Piece]:
         """Every piece by its target in a map."""
@@ -77,21 +84,29 @@ class MapDrafter:
             for piece in self.anatomy.parts.values()
         }
 
-    def _nearest_base(
-        self, model: nn.Module, pieces: Mapping[str, Piece]
-    ) -> tuple[dict[str, Any], dict[str, str]]:
+    def _nearest_base(self, pieces: Mapping[str, Piece]) -> tuple[dict[str, Any], dict[str, str]]:
         """The parent's map with other rules: as it is, or with another beginning of its names."""
         stem = f"{self.anatomy.inventory.stem}.{{i}}"
         bare = {"extends": self.parent}
         rooted = {**bare, "prefixes": [""], "weights": {_LAYER: {"from": stem}}}
-        drafts = []
-        for base in (bare, rooted):
-            weight_map = (
-                self._load(base) if base is rooted else load_weight_map(self.parent, self.roots)
-            )
-            naming = plan_load(weight_map, model, self.index).naming
-            drafts.append(self._with_rules(base, weight_map, naming, stem, pieces))
+        parent = load_weight_map(self.parent, self.roots)
+        drafts = [
+            self._with_rules(bare, parent, self._naming(parent), stem, pieces),
+            self._with_rules(rooted, self._load(rooted), Naming(), stem, pieces),
+        ]
         return min(drafts, key=lambda draft: len(draft[1]) + (draft[0].get("prefixes") is not None))
+
+    def _naming(self, weight_map: WeightMap) -> Naming:
+        """The naming under which most sources of a map are among the checkpoint's names."""
+        inventory = self.anatomy.inventory
+        ours = {tensor.module for tensor in inventory.outside}
+        ours |= {f"{inventory.stem}.{{}}.{_nameless(t.module)}" for t in inventory.layer}
+        sources = [s.pattern.text for r in weight_map.rules for w in r.ways for s in w.sources]
+
+        def found(naming: Naming) -> int:
+            return sum(_nameless(naming.on_disk(source)) in ours for source in sources)
+
+        return max(weight_map.prefixes, key=found)  # the first of the best
 
     def _with_rules(
         self, base: dict[str, Any], weight_map: WeightMap, naming: Naming, stem: str,
@@ -122,7 +137,6 @@ class MapDrafter:
 
     def _take_back(self, data: dict[str, Any], plan: LoadPlan, weight_map: WeightMap) -> bool:
         """Null for inherited rules that fill nothing; whether there was one."""
-        own = self.path.name
         rules = {rule.target.text: rule for rule in weight_map.rules}
         lost = [f.subject for f in plan.findings if f.kind in _LOST and f.subject in rules]
         for target in lost:
@@ -131,7 +145,6 @@ class MapDrafter:
                 weights.setdefault(_LAYER, {})[target.removeprefix(f"{_LAYER}.")] = None
             else:
                 weights[target] = None
-        del own
         return bool(lost)
 
     def _split(
@@ -166,14 +179,14 @@ def _same(ours: Rule, theirs: Rule, naming: Naming) -> bool:
     return any(
         len(way.sources) == len(ours.sources)
         and all(
-            _bare(a) == _bare(replace_name(b, naming))
+            _bare(a) == _bare(_on_disk(b, naming))
             for a, b in zip(ours.sources, way.sources, strict=True)
         )
         for way in theirs.ways
     )
 
 
-def replace_name(source: Any, naming: Naming) -> Any:
+def _on_disk(source: Any, naming: Naming) -> Any:
     """`source` with its name as the checkpoint has it."""
     return replace(
         source, pattern=replace(source.pattern, text=naming.on_disk(source.pattern.text))
@@ -182,7 +195,7 @@ def replace_name(source: Any, naming: Naming) -> Any:
 
 def _bare(source: Any) -> tuple:
     """What a source is, whatever its wildcards are called; blocks by head are those of kv heads."""
-    text = re.sub(r"\{\w+\}", "{}", source.pattern.text)
+    text = _nameless(source.pattern.text)
     per = "kv_head" if source.per == "head" and len(source.parts) == 3 else source.per
     return (
         text,
@@ -191,6 +204,11 @@ def _bare(source: Any) -> tuple:
         per,
         str(source.rearrange and source.rearrange.text),
     )
+
+
+def _nameless(text: str) -> str:
+    """A name whose wildcards are all alike."""
+    return re.sub(r"\{\w+\}", "{}", text)
 
 
 def _renamed(rule: Any, naming: Naming) -> Any:

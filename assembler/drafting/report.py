@@ -59,10 +59,9 @@ def report_lines(report: DraftReport) -> Iterator[str]:
     yield from _some("tensors of unknown use", report.unknown)
     command = "verify" if report.complete else "coverage"
     root = report.conf.parent.parent
-    yield (
-        f"next: python -m assembler.{command} conf={report.conf} checkpoint={report.checkpoint} "
-        f"hydra.searchpath=[{root}]"
-    )
+    search = "" if root.resolve() == Path.cwd() else f" hydra.searchpath=[{root}]"
+    what = f"conf={report.name} checkpoint={report.checkpoint}"
+    yield f"next: python -m assembler.{command} {what}{search}"
 
 
 def _some(title: str, items) -> Iterator[str]:

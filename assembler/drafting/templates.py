@@ -8,7 +8,6 @@ from assembler.drafting.anatomy import Anatomy
 from assembler.drafting.sheet import Sheet
 
 _ROPE = "${hf_rope:null,{theta: 10000.0}}"
-_NORM_FIELDS = ("rms_norm_eps",)
 
 
 def norm_block(sheet: Sheet, *, bias: bool, like: Any = None) -> dict[str, Any]:

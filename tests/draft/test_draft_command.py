@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import Drafting
-from invented_checkpoints import HEADS, write_checkpoint
+from invented_checkpoints import HEAD_DIM, HEADS, HIDDEN, KV_HEADS, write_checkpoint
 from safetensors.torch import save_file
 
 import assembler
 from assembler import draft as command
 from assembler.command_line import run_command
+from assembler.drafting import drafting
 from assembler.errors import AssemblerError, CheckpointError, OptionError
+
+ROWS = (HEADS + 2 * KV_HEADS) * HEAD_DIM
+SHOWN = {  # of the page's example
+    **dict.fromkeys(("attn.wq.weight", "attn.wk.weight", "attn.wv.weight")),
+    "attn.wqkv.weight": (ROWS, HIDDEN),
+    "attn.wqkv.bias": (ROWS,),
+}
 
 
 def test_guesses_are_marked_and_the_rest_is_listed(draft: Drafting) -> None:
@@ -41,11 +50,23 @@ def test_a_draft_is_loaded_like_any_other_conf(draft: Drafting, tmp_path: Path) 
     assert found.spec.name == "heron"  # by what it matches
 
 
-def test_the_same_checkpoint_gives_the_same_draft(draft: Drafting) -> None:
+def test_the_same_checkpoint_gives_the_same_draft(
+    draft: Drafting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drafting, "CANDIDATES", 2)
     first = draft(parent=None)
     second = draft(parent=None)
     assert first.text == second.text and first.weights == second.weights
     assert first.report == second.report
+
+
+def test_the_draft_that_the_page_shows(draft: Drafting) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "draft.md").read_text()
+    conf, weights = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    drafted = draft({"logit_cap": 30.0, "zork": 7}, SHOWN)
+    written = [line for line in drafted.text.splitlines() if not line.startswith("checkpoint:")]
+    assert conf.splitlines() == written
+    assert weights == drafted.report.weight_map.read_text()
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -61,7 +82,7 @@ def test_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(capsys, *options)
     assert status == 0
     assert "coverage: 21/21 tensors, 15/15 parameters" in out
-    assert f"next: python -m assembler.verify conf={tmp_path}/conf/heron.yaml" in out
+    assert f"next: python -m assembler.verify conf=heron checkpoint={checkpoint} hydra" in out
     status, _, err = run(capsys, *options)
     assert status == 2 and "there already" in err and "force=true" in err
     status, out, _ = run(capsys, *options, "force=true", "format=json")
