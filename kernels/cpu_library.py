@@ -35,15 +35,44 @@ def cpu_library() -> ctypes.CDLL | None:
     if compiler is None:
         _log.info("no C++ compiler (CXX, c++, g++, clang++): CPU kernels run in torch")
         return None
-    path = cache_folder() / f"cpu-{_fingerprint(compiler)}.so"
     try:
-        if not path.is_file():
-            compile_library(compiler, path)
-        return ctypes.CDLL(str(path))
+        return _open_library(compiler)
     except (OSError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or error
         _log.warning("the CPU kernels do not compile, torch runs in their place: %s", reason)
         return None
+
+
+def _open_library(compiler: str) -> ctypes.CDLL:
+    """The library that is kept, or a new one; raises what `compile_library` does."""
+    path = cache_folder() / f"cpu-{_fingerprint(compiler)}.so"
+    if os.access(path, os.R_OK):
+        try:
+            return ctypes.CDLL(str(path))
+        except OSError as error:
+            _log.warning("%s is damaged and compiled anew: %s", path, error)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        return _compile_for_this_process(compiler, error)
+    if not os.access(path.parent, os.W_OK):
+        return _compile_for_this_process(compiler, "it is not writable")
+    compile_library(compiler, path)
+    return ctypes.CDLL(str(path))
+
+
+def _compile_for_this_process(compiler: str, reason: object) -> ctypes.CDLL:
+    """A library that is gone when the process is: open files need no name."""
+    _log.warning(
+        "the CPU kernels are compiled at every start, as %s cannot keep them (%s): "
+        "let XDG_CACHE_HOME name a folder that can be written",
+        cache_folder(),
+        reason,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "cpu.so"
+        compile_library(compiler, path)
+        return ctypes.CDLL(str(path))
 
 
 def find_compiler() -> str | None:
@@ -59,13 +88,12 @@ def cache_folder() -> Path:
 
 
 def compile_library(compiler: str, path: Path) -> None:
-    """Compile the kernels to `path`, which appears whole or not at all.
+    """Compile the kernels to `path`, which appears whole or not at all, in a folder that exists.
 
     Raises:
         OSError: the folder cannot be written, or the compiler cannot be run.
         subprocess.SubprocessError: it fails or takes too long.
     """
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         built = Path(folder) / path.name
         command = [compiler, *FLAGS, "-w", str(SOURCES / "program.cpp"), "-o", str(built)]

@@ -11,7 +11,11 @@
 #include "vectors.h"
 
 constexpr int COLUMNS = 2 * LANES;  // of a panel
-constexpr int TILE_ROWS = 14;       // the most rows of x at a time: 28 sums of 32 registers
+#if defined(__AVX512F__)
+constexpr int TILE_ROWS = 14;       // the most rows of x at a time: 28 sums in 32 registers
+#else
+constexpr int TILE_ROWS = 3;        // where a vector takes two registers of 16, or four of 32
+#endif
 constexpr int BLOCK = LANES;        // units of a panel that are packed at a time
 constexpr int64_t AHEAD = 64;       // units of a column that are called for before they are needed
 
@@ -44,6 +48,23 @@ inline vec add_products<bf16>(vec sum, uvec a, uvec b) {
 #endif
 }
 
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (quad_units){__VA_ARGS__})
+#endif
+typedef uint32_t quad_units __attribute__((vector_size(16)));
+
+static inline void transpose_quad(quad_units* a) {
+    quad_units t[4] = {SHUFFLE(a[0], a[1], 0, 4, 1, 5), SHUFFLE(a[0], a[1], 2, 6, 3, 7),
+                       SHUFFLE(a[2], a[3], 0, 4, 1, 5), SHUFFLE(a[2], a[3], 2, 6, 3, 7)};
+    a[0] = SHUFFLE(t[0], t[2], 0, 1, 4, 5);
+    a[1] = SHUFFLE(t[0], t[2], 2, 3, 6, 7);
+    a[2] = SHUFFLE(t[1], t[3], 0, 1, 4, 5);
+    a[3] = SHUFFLE(t[1], t[3], 2, 3, 6, 7);
+}
+
+// 16 rows of 16 units, rows to columns.
 static inline void transpose(uvec* a) {
 #if defined(__AVX512F__)
     __m512i t[LANES], *m = (__m512i*)a;
@@ -74,10 +95,14 @@ static inline void transpose(uvec* a) {
         m[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
     }
 #else
-    uint32_t in[LANES][LANES], out[LANES][LANES];
-    memcpy(in, a, sizeof in);
-    for (int i = 0; i < LANES; ++i)
-        for (int j = 0; j < LANES; ++j) out[j][i] = in[i][j];
+    uvec out[LANES];
+    for (int i = 0; i < LANES; i += 4)
+        for (int j = 0; j < LANES; j += 4) {
+            quad_units part[4];
+            for (int r = 0; r < 4; ++r) memcpy(&part[r], (uint32_t*)&a[i + r] + j, sizeof part[r]);
+            transpose_quad(part);
+            for (int r = 0; r < 4; ++r) memcpy((uint32_t*)&out[j + r] + i, &part[r], sizeof part[r]);
+        }
     memcpy(a, out, sizeof out);
 #endif
 }
@@ -184,22 +209,10 @@ __attribute__((noinline)) static void tile(const Tile<T>& t) {
 }
 
 // The tile of any number of rows up to TILE_ROWS.
-template <typename T>
+template <typename T, int ROWS = TILE_ROWS>
 static inline void run_tile(const Tile<T>& t, int rows) {
-    switch (rows) {
-        case 1: return tile<T, 1>(t);
-        case 2: return tile<T, 2>(t);
-        case 3: return tile<T, 3>(t);
-        case 4: return tile<T, 4>(t);
-        case 5: return tile<T, 5>(t);
-        case 6: return tile<T, 6>(t);
-        case 7: return tile<T, 7>(t);
-        case 8: return tile<T, 8>(t);
-        case 9: return tile<T, 9>(t);
-        case 10: return tile<T, 10>(t);
-        case 11: return tile<T, 11>(t);
-        case 12: return tile<T, 12>(t);
-        case 13: return tile<T, 13>(t);
-        case 14: return tile<T, 14>(t);
-    }
+    if (rows == ROWS)
+        tile<T, ROWS>(t);
+    else if constexpr (ROWS > 1)
+        run_tile<T, ROWS - 1>(t, rows);
 }
