@@ -6,13 +6,14 @@ the prefill of one prompt, and the throughput of many requests at once.
 
 from __future__ import annotations
 
+import json
 import random
 import statistics
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -48,6 +49,7 @@ class BenchOptions(Options):
     decode_len: int = Field(64, ge=2, description="tokens decoded to measure the latency")
     prefill_len: int = Field(512, ge=1, description="tokens of the prompt that is prefilled")
     tp: int = Field(1, ge=1, description="tensor-parallel ranks")
+    format: Literal["table", "json"] = Field("table", description="table or json")
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,25 @@ def main(argv: Sequence[str]) -> int:
     found = [w for w in workloads(options) if _fits(w, llm)]
     if not found:
         raise OptionError(f"max_model_len={llm.engine.max_model_len} is too short for any workload")
-    print(f"{'workload':<28} {'tokens/s':>10} {'median':>10} {'fastest':>10}")
+    as_json = options.format == "json"
+    measured = {}
+    if not as_json:
+        print(f"{'workload':<28} {'tokens/s':>10} {'median':>10} {'fastest':>10}")
     for workload in found:
         _run(llm, workload)
         seconds = sorted(_run(llm, workload) for _ in range(options.rounds))
         median = statistics.median(seconds)
         rate = workload.num_tokens / median
-        print(f"{workload.name:<28} {rate:>10.1f} {median:>9.3f}s {seconds[0]:>9.3f}s", flush=True)
+        measured[workload.name] = {
+            "tokens_per_s": rate,
+            "median_s": median,
+            "fastest_s": seconds[0],
+        }
+        if not as_json:
+            row = f"{workload.name:<28} {rate:>10.1f} {median:>9.3f}s {seconds[0]:>9.3f}s"
+            print(row, flush=True)
+    if as_json:
+        print(json.dumps(measured, indent=2))
     return 0
 
 

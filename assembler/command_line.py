@@ -80,9 +80,12 @@ def parse_arguments(argv: Sequence[str], *models: type[BaseModel]) -> Arguments:
 
 
 def _not_a_pair(argument: str) -> str:
-    if argument in ("-m", "--multirun"):
-        return f"{argument}: sweeps are not supported; run the command once for each value"
     return f"'{argument}' is no key=value pair; --help lists the keys"
+
+
+def verbatim_fields(model: type[BaseModel]) -> list[str]:
+    """The options whose text is taken as it is."""
+    return [name for name, info in model.model_fields.items() if _is_verbatim(info)]
 
 
 def _search_path(text: str, findings: list[str]) -> tuple[str, ...]:
@@ -193,13 +196,17 @@ def collector_paused() -> Iterator[None]:
 def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> None:
     """Run a command's `main` and leave the process with its exit status.
 
+    With `-m` or `--multirun` it runs for every combination of the values given, and their results
+    are put into one table.
+
     A user's mistake is printed as one message without a traceback; status 2 says that the command
     could not do its work, 1 is for the command itself (findings), 130 an interrupt.
     """
     atexit.register(_leave_garbage)
     sys.stdout.reconfigure(errors="replace")  # what the terminal's encoding lacks becomes a ?
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        status = main(sys.argv[1:] if argv is None else argv)
+        status = _run_many(main, argv) if {"-m", "--multirun"} & {*argv} else main(argv)
         sys.stdout.flush()
     except AssemblerError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -211,6 +218,12 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
         sys.stderr.close()
         status = 141
     sys.exit(status)
+
+
+def _run_many(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
+    from assembler.multirun.runs import multirun
+
+    return multirun(main, argv)
 
 
 def _leave_garbage() -> None:
