@@ -44,12 +44,15 @@ class Embedding(nn.Module):
         (self.rows,) = ctx.tp.local_rows((self.vocab,), ctx.path)
         self.weight = nn.Parameter(torch.empty(len(self.rows), width or ctx.hidden_size))
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Token ids [...] -> [..., width]."""
+    def forward(self, tokens: torch.Tensor, factor: float = 1.0) -> torch.Tensor:
+        """Token ids [...] -> [..., width].
+
+        `factor` is what an equation multiplies them by, put here by the compiler.
+        """
         if self.tp.size == 1:
-            return embed(tokens, self.weight, self.scale)
+            return embed(tokens, self.weight, self.scale, factor)
         # Of each token one rank has the row and the others zeros.
-        return self.tp.all_reduce(embed(tokens, self.weight, self.scale, self.rows))
+        return self.tp.all_reduce(embed(tokens, self.weight, self.scale, factor, self.rows))
 
     def shard_dims(self) -> dict[str, ShardDim]:
         """The vocabulary is split."""

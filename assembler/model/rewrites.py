@@ -1,10 +1,13 @@
 """Rewrites of the graphs: each a named function that can be switched off and changes no logits.
 
 They see patterns, never architectures: whatever YAML wires a sum into a norm gets the fused form.
+A rewrite brings operations into one call of a block; whether one kernel then does them all is the
+device's question (`assembler.kernels.fused`).
 """
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -76,9 +79,23 @@ def fuse_add_norm(graphs: ModelGraphs) -> None:
             wired.graph.erase_node(add)
 
 
+def fuse_scaled_embedding(graphs: ModelGraphs) -> None:
+    """`e = embed(t); x = c * e` -> `x = embed(t, c)` for a number c: no pass of its own."""
+    wired = graphs.model
+    for product in list(wired.graph.nodes):
+        found = _embedding_and_factor(product, wired)
+        if found is None:
+            continue
+        call, factor = found
+        call.args = (*call.args, factor)
+        product.replace_all_uses_with(call)
+        wired.graph.erase_node(product)
+
+
 REWRITES: Mapping[str, Callable[[ModelGraphs], None]] = {
     "carry_residual": carry_residual,
     "fuse_add_norm": fuse_add_norm,
+    "fuse_scaled_embedding": fuse_scaled_embedding,
 }
 
 
@@ -173,4 +190,17 @@ def _norm_of_sum(add: fx.Node, wired: WiredGraph) -> fx.Node | None:
             block = wired.blocks.get(str(user.target))
             if getattr(block, "role", None) == "norm":
                 return user
+    return None
+
+
+def _embedding_and_factor(product: fx.Node, wired: WiredGraph) -> tuple[fx.Node, float] | None:
+    """The call of an embedding and the number it is multiplied by, if `product` is just that."""
+    if product.target is not operator.mul:
+        return None
+    for call, factor in (product.args, reversed(product.args)):
+        is_call = isinstance(call, fx.Node) and call.op == "call_module" and len(call.users) == 1
+        if is_call and isinstance(factor, int | float) and len(call.args) == 1:
+            block = wired.blocks.get(str(call.target))
+            if block is not None and "factor" in inspect.signature(block.forward).parameters:
+                return call, float(factor)
     return None

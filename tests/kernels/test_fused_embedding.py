@@ -32,7 +32,9 @@ def test_the_shares_of_a_vocabulary_sum_to_the_whole():
     shares = [range(4), range(4, 8), range(8, 11)]
     parts = [embed_triton(tokens, weight[s.start : s.stop], 3.0, s.start) for s in shares]
     for part, share in zip(parts, shares, strict=True):
-        assert torch.equal(part, embed_torch(tokens, weight[share.start : share.stop], 3.0, share))
+        assert torch.equal(
+            part, embed_torch(tokens, weight[share.start : share.stop], 3.0, share=share)
+        )
     assert torch.equal(sum(parts), embed_torch(tokens, weight, 3.0))
 
 

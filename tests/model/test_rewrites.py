@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import pytest
 import torch
 from torch import fx
@@ -41,6 +43,15 @@ CONFS = {
         (MLP, "x = x + 0.22 * mlp(mlp_norm(x))"),
         ("x = layers(embed(tokens))", "x = layers(sqrt(hidden_size) * embed(tokens))"),
         ("lm_head(norm(x))", "softcap(lm_head(norm(x)), 3.0)"),
+    ),
+    "embeddings times a number": changed(
+        ("x = layers(embed(tokens))", "x = layers(12.5 * embed(tokens))"),
+    ),
+    "embeddings times a number, used twice": changed(
+        ("x = layers(embed(tokens))", "e = embed(tokens)\n  - x = layers(e * 3 + e)"),
+    ),
+    "embeddings times a number twice": changed(
+        ("x = layers(embed(tokens))", "x = layers(0.5 * (embed(tokens) * 0.3))"),
     ),
     "ends with a product": changed((MLP, "x = (x + mlp(mlp_norm(x))) * 0.5")),
     "plus a number": changed((MLP, "x = x + mlp(mlp_norm(x))\n    - x = x + 0.25")),
@@ -147,6 +158,22 @@ def test_what_the_rewrites_take_away(ws: Workspace, name: str, rewrites: str, su
     assert _sums(ws.build(ws.spec(CONFS[name]), rewrites=rewrites)) == sums
 
 
+@pytest.mark.parametrize(
+    ("name", "products"),
+    [
+        ("embeddings times a number", 0),
+        ("depth-scaled", 0),
+        ("embeddings times a number, used twice", 1),
+        ("embeddings times a number twice", 1),  # each product is rounded
+    ],
+)
+def test_numbers_that_multiply_embeddings(ws: Workspace, name: str, products: int) -> None:
+    graph = ws.build(ws.spec(CONFS[name])).graph
+    assert sum(node.target is operator.mul for node in graph.nodes) == products
+    (call,) = graph.find_nodes(op="call_module", target="embed")
+    assert len(call.args) == (1 if "used" in name else 2)
+
+
 def test_a_list_of_rewrites(ws: Workspace) -> None:
     spec = ws.base()
     assert _sums(ws.build(spec, rewrites=list(REWRITES))) == _sums(ws.build(spec))
@@ -158,5 +185,5 @@ def test_an_unknown_rewrite(ws: Workspace) -> None:
         ws.build(ws.base(), rewrites="fuse_norm")
     assert str(caught.value) == (
         "unknown rewrite 'fuse_norm'. Did you mean 'fuse_add_norm'? "
-        "Known: carry_residual, fuse_add_norm, all, none"
+        "Known: carry_residual, fuse_add_norm, fuse_scaled_embedding, all, none"
     )

@@ -31,8 +31,9 @@ class Embed(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(ctx.vocab_size, ctx.hidden_size))
 
-    def forward(self, tokens):
-        return nn.functional.embedding(tokens, self.weight)
+    def forward(self, tokens, factor=1.0):
+        x = nn.functional.embedding(tokens, self.weight)
+        return x if factor == 1.0 else x * factor
 
 
 class Mix(nn.Module):

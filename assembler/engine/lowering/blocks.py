@@ -27,14 +27,15 @@ def refuse(**options: bool) -> None:
             raise NotLowered(name)
 
 
-def _embedding(program: Program, block: Embedding, tokens: Tokens) -> Value:
+def _embedding(program: Program, block: Embedding, tokens: Tokens, factor: float = 1.0) -> Value:
     refuse(sharding=block.tp.size > 1)
     weight = program.address(block.weight)
     x = program.add(Opcode.EMBED, None, program.value(block.weight.shape[1]), weight=weight)
-    if block.scale == 1.0:
-        return x
-    factor = torch.tensor(block.scale, dtype=block.weight.dtype).item()
-    return program.add(Opcode.SCALE, x, program.value(x.width), scalar=factor)
+    scale = torch.tensor(block.scale, dtype=block.weight.dtype).item()
+    for number in (scale, factor):
+        if number != 1.0:
+            x = program.add(Opcode.SCALE, x, program.value(x.width), scalar=number)
+    return x
 
 
 def _learned_positions(program: Program, block: LearnedPositions, tokens: Tokens) -> Value:
