@@ -143,7 +143,7 @@ def test_a_share_of_the_memory_counts_what_is_in_use():
     assert free == total and whole < total
     assert whole - half == pytest.approx(total / 2, rel=0.01)
     assert cache_budget(cpu, 1.0, num_sharing=2) < whole / 2
-    with pytest.raises(OptionError, match=r"gpu_memory_utilization=1e-06 .* is left for the KV cache"):
+    with pytest.raises(OptionError, match=r"utilization=1e-06 .* is left for the KV cache"):
         cache_budget(cpu, 1e-6)
     with pytest.raises(OptionError, match="give one of them"):
         EngineOptions(gpu_memory_utilization=0.5, kv_cache_memory_bytes=1 << 20)
