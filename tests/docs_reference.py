@@ -94,9 +94,13 @@ def _is_plain(value: Any) -> bool:
 
 
 def _takes(schema: Schema) -> str:
-    """What a field takes, in words; that an interpolation may stand for it goes without saying."""
+    """What a field takes, in words.
+
+    That an interpolation, or a value for each layer, may stand for it goes without saying.
+    """
     alternatives = schema.get("anyOf", [schema])
-    words = [_word(one) for one in alternatives if one.get("$ref") != "#/$defs/interpolation"]
+    everywhere = [f"#/$defs/{name}" for name in ("interpolation", "per_layer")]
+    words = [_word(one) for one in alternatives if one.get("$ref") not in everywhere]
     return " or ".join(dict.fromkeys(word for word in words if word))
 
 

@@ -77,7 +77,7 @@ def _cells() -> list[str]:
 def test_the_tables_name_fields_that_exist() -> None:
     registry = default_registry()
     fields = {name for block in registry.values() for name in block.model_fields}
-    fields |= {"partial", "count", "top", "kinds"}  # of settings, of layers
+    fields |= {"partial", "theta", "per_layer", "count", "top", "kinds"}  # of settings, of layers
     of_maps = {"from", "parts", "per", "transpose", "optional", "gate_up", "down"}
     cells = _cells()
     assert len(cells) > 50

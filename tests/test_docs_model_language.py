@@ -79,7 +79,7 @@ def test_generated_sections_are_up_to_date() -> None:
 
 def test_every_example_is_found() -> None:
     assert set(FILES) >= {"conf/small.yaml", "conf/small_parallel.yaml", *WRONG}
-    assert len(WRONG) == 2 and len(_titled("values")) == 2 and len(_titled("changes to")) == 8
+    assert len(WRONG) == 2 and len(_titled("values")) == 2 and len(_titled("changes to")) == 9
     known = ("conf/", "values", "changes to", "yaml-language-server")
     assert sum(len(_titled(title)) for title in known) == len([1 for k, _ in FENCED if k == "yaml"])
 
@@ -116,6 +116,9 @@ def test_changes(text: str) -> None:
     if "assumes" in text:
         with pytest.raises(SpecError, match="covers only null"):
             _spec("changed", {**CONFIG, "clip_qkv": 8.0})
+    if "per_layer" in text:
+        assert [layer.attn.window for layer in model.layers] == [None, 8, None]
+        assert spec.layer_kinds == ("layer+layer_0", "layer+layer_1", "layer+layer_2")
     if "plain" in text:
         assert spec.layer_kinds == ("gated", "gated", "plain")
 

@@ -3,7 +3,7 @@
 It is derived from the pydantic documents and from the registry, so it says what the language says.
 Three rules make a schema of a whole model into one of a file: nothing is required, because a conf
 may inherit it; an interpolation may stand for any value; and an entry that names no `block:` may
-change the fields of whichever block it inherits.
+change the fields of whichever block it inherits. In blocks a value may be given for each layer.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from assembler.model.per_layer import PER_LAYER
 from assembler.model.registry import BlockRegistry
 from assembler.model.spec import LayersDocument, MatchesDocument, ModelDocument, VariantDocument
 
 Schema = dict[str, Any]
 
 _INTERPOLATION = {"$ref": "#/$defs/interpolation"}
+_PER_LAYER = {"$ref": f"#/$defs/{PER_LAYER}"}
 _NULL = {"type": "null"}
 _NAME = "^[A-Za-z_][A-Za-z0-9_]*$"
 _KINDS_OF_AXIS = {
@@ -44,7 +46,14 @@ def model_schema(registry: BlockRegistry) -> Schema:
             "type": "string",
             "pattern": r"\$\{",
             "description": "${hf:field,default}, ${hf_rope:}, ${calc:'...'} or ${conf.key}",
-        }
+        },
+        PER_LAYER: {
+            "type": "object",
+            "description": "a value for each layer: a list, or an expression in the index i",
+            "properties": {PER_LAYER: {"type": ["array", "string"]}},
+            "required": [PER_LAYER],
+            "additionalProperties": False,
+        },
     }
     writer = _Writer(registry, definitions)
     blocks = {
@@ -145,6 +154,7 @@ class _Writer:
 
     def _block(self, name: str) -> Schema:
         schema = self.document(self.registry[name])
+        schema["properties"] = {k: _or_per_layer(v) for k, v in schema["properties"].items()}
         summary = self.registry[name].model_fields["block"].description
         schema["properties"]["block"] = {"const": name, "description": summary}
         return schema
@@ -181,7 +191,7 @@ class _Writer:
         if name not in self.definitions:
             self.definitions[name] = {}
             properties = {
-                field: self._field(schema, inner)
+                field: _or_per_layer(self._field(schema, inner))
                 for field, schema in inner[name]["properties"].items()
             }
             self.definitions[name] = {
@@ -190,6 +200,13 @@ class _Writer:
                 "additionalProperties": False,
             }
         return {"$ref": f"#/$defs/{name}"}
+
+
+def _or_per_layer(field: Schema) -> Schema:
+    """A field of a block: its value, or one for each layer."""
+    said = {key: value for key, value in field.items() if key in ("description", "default")}
+    takes = {key: value for key, value in field.items() if key not in said}
+    return {**said, "anyOf": [*takes.get("anyOf", [takes]), _PER_LAYER]}
 
 
 def _if_named(name: str) -> Schema:

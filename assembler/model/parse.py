@@ -16,7 +16,6 @@ from assembler.model.field_errors import (
     field_errors,
 )
 from assembler.model.kinds import (
-    kind_name,
     model_kind,
     used_kinds,
     with_named_kinds,
@@ -30,7 +29,7 @@ from assembler.model.spec import (
     ModelSpec,
     VariantDocument,
 )
-from assembler.model.variants import BlockParser, combined, layer_kind
+from assembler.model.variants import BlockParser, combined, layer_kinds
 
 
 def parse_spec(
@@ -64,9 +63,7 @@ def parse_spec(
         parser.report(("assumes", field), problem)
     _check_names(document, entries, parser)
     model = combined(kind or (), (), entries, document.variants, document.wiring, parser)
-    kinds = {
-        kind_name(kind): layer_kind(kind, document.layers, parser) for kind in dict.fromkeys(used)
-    }
+    kinds = layer_kinds(used, document.layers, parser)
     parser.raise_findings()
     assert model is not None
     return ModelSpec(
@@ -79,8 +76,8 @@ def parse_spec(
         variants=model.variants,
         blocks=model.blocks,
         streams=document.layers.streams,
-        kinds=kinds,
-        layer_kinds=tuple(map(kind_name, used)),
+        kinds={kind.name: kind for kind in kinds},
+        layer_kinds=tuple(kind.name for kind in kinds),
         wiring=model.wiring,
         sources={key: where(key) for key in _compiled_keys(document, entries)},
     )

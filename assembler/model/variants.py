@@ -5,7 +5,7 @@ The place is a model or its layers; the variants are those that one kind is made
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from assembler.model.field_errors import (
 )
 from assembler.model.inherit import replaces
 from assembler.model.kinds import Kind, kind_name
+from assembler.model.per_layer import LayerFields, differs_by_layer
 from assembler.model.registry import BlockRegistry, BlockSpec
 from assembler.model.spec import Equations, LayerKind, LayersDocument, VariantDocument
 
@@ -64,11 +65,38 @@ class BlockParser:
             return None
 
 
-def layer_kind(kind: Kind, layers: LayersDocument, parser: BlockParser) -> LayerKind | None:
-    """The shared layer with the changes of its variants."""
+def layer_kinds(
+    used: Sequence[Kind], layers: LayersDocument, parser: BlockParser
+) -> Sequence[LayerKind | None]:
+    """What each layer is: the shared one with the changes of its variants and its own fields.
+
+    Layers that are alike are the same object; None for those with findings.
+    """
+    blocks = (layers.blocks, *(variant.blocks for variant in layers.variants.values()))
+    if not any(map(differs_by_layer, blocks)):
+        made = {kind: layer_kind(kind, layers, parser) for kind in dict.fromkeys(used)}
+        return [made[kind] for kind in used]
+    distinct: list[LayerKind] = []
+    found: list[LayerKind | None] = []
+    for i, variants in enumerate(used):
+        kind = layer_kind(variants, layers, parser, LayerFields(i, len(used), parser.report))
+        if kind is None:  # what is wrong with one layer need not be said of each
+            return [None]
+        same = (k for k in distinct if (k.variants, k.blocks) == (kind.variants, kind.blocks))
+        if (known := next(same, None)) is None:
+            known = kind.model_copy(update={"name": f"{kind.name}+layer_{i}"})
+            distinct.append(known)
+        found.append(known)
+    return found
+
+
+def layer_kind(
+    kind: Kind, layers: LayersDocument, parser: BlockParser, fields: LayerFields | None = None
+) -> LayerKind | None:
+    """The shared layer with the changes of its variants; `fields` if one differs by layer."""
     shared = {name: block for name, block in layers.blocks.items() if block is not None}
     place = ("layers",)
-    return combined(kind, place, shared, layers.variants, layers.wiring, parser)
+    return combined(kind, place, shared, layers.variants, layers.wiring, parser, fields)
 
 
 def combined(
@@ -78,8 +106,12 @@ def combined(
     variants: Mapping[str, VariantDocument],
     wiring: Equations,
     parser: BlockParser,
+    fields: LayerFields | None = None,
 ) -> LayerKind | None:
-    """What all kinds of a place share, with the changes of this one's variants laid over it."""
+    """What all kinds of a place share, with the changes of this one's variants laid over it.
+
+    `fields`: what is different in each layer, where something is.
+    """
     own = {(*place, "variants", name): variants.get(name) or VariantDocument() for name in kind}
     where = (*place, "blocks") if place else ()
     entries = {name: _Entry(block, [((*where, name), block)]) for name, block in shared.items()}
@@ -91,10 +123,11 @@ def combined(
             elif entries.pop(name, None) is None:
                 hint = did_you_mean(name, entries)
                 parser.report(at, f"null drops a shared block, and there is none by it.{hint}")
-    blocks = {
-        name: parser.block(entry.data, entry.key_of, set(shared) - {name})
-        for name, entry in entries.items()
-    }
+    blocks = {}
+    for name, entry in entries.items():
+        data = entry.data if fields is None else fields.of(entry.data, entry.key_of)
+        others = set(shared) - {name}
+        blocks[name] = None if data is None else parser.block(data, entry.key_of, others)
     own_wiring = _wiring_of(own, parser)
     if any(spec is None for spec in blocks.values()):
         return None

@@ -80,7 +80,7 @@ _DBRX = {
 _DBRX_EXPERTS = {"ffn_hidden_size": 40, "moe_num_experts": 5, "moe_top_k": 2}
 _DBRX_ATTENTION = {"kv_n_heads": 2, "rope_theta": 100.0}
 
-_BASES = [0, 100.0, 300.0, 50.0, 100.0]
+_BASES = [0, 100.0, 300.0, 50.0, 700.0]
 _LISTED = ["sliding_attention", "full_attention"] * 2 + ["sliding_attention"]
 
 _mixtral = family("mixtral", "MixtralConfig", {**WIDE, **_LOCAL})
