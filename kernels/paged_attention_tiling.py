@@ -74,7 +74,7 @@ def choose_tiling(heads: Heads, gpu: GPU, decode: bool) -> Tiling:
     parts = -(-heads.group // rows)
     per_program = -(-heads.group // parts)  # the group in equal parts of at most `rows`
     tile = _keys_a_tile(heads, gpu, rows, widest)
-    warps = _warps(heads, rows, widest)
+    warps = _warps(heads, gpu, rows, widest)
     per_stage = tile * (width + (0 if heads.latent else width_v)) * heads.cache_itemsize
     stages = _stages(gpu, per_stage, rows * width * heads.itemsize, decode, rows)
     tiles = Tiles(
@@ -108,8 +108,10 @@ def _rows(heads: Heads, gpu: GPU, decode: bool, width: int) -> int:
     exact = heads.itemsize == 4
     if exact:
         most = 32 if width <= 256 else 16
-    elif gpu.wide_matrix_rows:
-        most = 128 if width <= 256 else 64
+    elif gpu.wide_matrix_rows and width <= 256:
+        most = 128
+    elif gpu.wide_matrix_rows and (gpu.accumulates_aside or heads.group >= 64):
+        most = 64  # rows of one query: what they have in common takes no registers
     elif width <= 128:
         most = 128
     elif width <= 256:
@@ -131,8 +133,8 @@ def _keys_a_tile(heads: Heads, gpu: GPU, rows: int, width: int) -> int:
     return 64 if width < 256 else 32
 
 
-def _warps(heads: Heads, rows: int, width: int) -> int:
-    if heads.itemsize == 4 or width > 256:
+def _warps(heads: Heads, gpu: GPU, rows: int, width: int) -> int:
+    if heads.itemsize == 4 or (width > 256 and not gpu.amd):
         return 8
     return 8 if rows >= 128 or (rows >= 32 and width > 128) else 4
 

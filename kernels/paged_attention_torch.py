@@ -60,8 +60,10 @@ class GatherBuffers:
     ) -> torch.Tensor:
         """`slots` [S * N] of a cache [P, page_size, K, D] -> [S, N, K, D].
 
-        The result is valid until the next gather of that name.
+        The result is valid until the next gather of that name. Of 8-bit caches it has the bits.
         """
+        if cache.dtype == torch.float8_e4m3fn:  # which torch cannot gather
+            cache = cache.view(torch.uint8)
         num_keys, num_kv_heads, head_dim = len(slots), cache.shape[2], cache.shape[3]
         size = num_keys * num_kv_heads * head_dim
         key = (name, cache.dtype, cache.device)
@@ -88,7 +90,7 @@ def paged_attention_torch(
 
     Args:
         q: [T, H, D], the query tokens of all sequences in a row; their keys are stored already.
-        k_cache: [P, page_size, K, D], contiguous.
+        k_cache: [P, page_size, K, D], contiguous; of float8 e4m3, 1 stands for `options.k_scale`.
         v_cache: [P, page_size, K, Dv], contiguous; None under `options.value_dim`.
         batch: which rows and pages belong to which sequence.
         options: scale and all that attention may do besides.
@@ -108,11 +110,18 @@ def paged_attention_torch(
         ],
     )
 
+    def gather(name: str, cache: torch.Tensor, scale: float, group: _Group) -> torch.Tensor:
+        gathered = buffers.gather(name, cache, group.slots, group.size)
+        if cache.dtype == torch.float8_e4m3fn:
+            gathered = gathered.view(cache.dtype).to(q.dtype)
+            return gathered if scale == 1 else gathered * scale
+        return gathered
+
     def attend(group: _Group) -> torch.Tensor:
         q_rows = q if group.rows is None else q.index_select(0, group.rows)
         q_rows = q_rows.unflatten(0, (group.size, -1))
-        k = buffers.gather("k", k_cache, group.slots, group.size)
-        v = None if v_cache is None else buffers.gather("v", v_cache, group.slots, group.size)
+        k = gather("k", k_cache, options.k_scale, group)
+        v = None if v_cache is None else gather("v", v_cache, options.v_scale, group)
         if sight.sink:
             for gathered in (k, v):
                 if gathered is not None:

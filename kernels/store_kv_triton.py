@@ -9,15 +9,25 @@ import torch
 import triton
 import triton.language as tl
 
+from assembler.kernels.fp8 import E4M3, to_e4m3
+
 
 @triton.jit
 def _copy_token(
-    source_ptr, target_ptr, head_stride, HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr
+    source_ptr,
+    target_ptr,
+    head_stride,
+    scale,
+    HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """Copy [HEADS, DIM] values: heads `head_stride` apart in the source, packed in the target."""
     lanes = tl.arange(0, BLOCK)
     live = lanes < HEADS * DIM
     values = tl.load(source_ptr + lanes // DIM * head_stride + lanes % DIM, mask=live)
+    if target_ptr.dtype.element_ty == tl.uint8:  # the bits of e4m3
+        values = to_e4m3(tl.div_rn(values.to(tl.float32), scale + tl.zeros([BLOCK], tl.float32)))
     tl.store(target_ptr + lanes, values, mask=live)
 
 
@@ -28,6 +38,8 @@ def store_kv_kernel(
     k_cache_ptr,  # [P, page_size, K, D]
     v_cache_ptr,  # [P, page_size, K, Dv]
     slot_mapping_ptr,  # [T] int64
+    k_scale,  # what 1 in caches of 8 bits stands for
+    v_scale,
     k_token_stride,
     k_head_stride,
     v_token_stride,
@@ -45,11 +57,11 @@ def store_kv_kernel(
         return
     k_target = k_cache_ptr + slot * (NUM_KV_HEADS * HEAD_DIM)
     k_source = k_ptr + token * k_token_stride
-    _copy_token(k_source, k_target, k_head_stride, NUM_KV_HEADS, HEAD_DIM, BLOCK_K)
+    _copy_token(k_source, k_target, k_head_stride, k_scale, NUM_KV_HEADS, HEAD_DIM, BLOCK_K)
     if HEAD_DIM_V > 0:
         v_target = v_cache_ptr + slot * (NUM_KV_HEADS * HEAD_DIM_V)
         v_source = v_ptr + token * v_token_stride
-        _copy_token(v_source, v_target, v_head_stride, NUM_KV_HEADS, HEAD_DIM_V, BLOCK_V)
+        _copy_token(v_source, v_target, v_head_stride, v_scale, NUM_KV_HEADS, HEAD_DIM_V, BLOCK_V)
 
 
 def store_kv_triton(
@@ -58,6 +70,8 @@ def store_kv_triton(
     k_cache: torch.Tensor,
     v_cache: torch.Tensor | None,
     slot_mapping: torch.Tensor,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
 ) -> None:
     """Write token t's key and value into slot `slot_mapping[t]` of the caches, in place.
 
@@ -68,6 +82,7 @@ def store_kv_triton(
         k_cache: [P, page_size, K, D], contiguous.
         v_cache: [P, page_size, K, Dv], contiguous.
         slot_mapping: [T] int64, page * page_size + offset; a token with slot -1 is not stored.
+        k_scale, v_scale: what 1 in caches of float8 e4m3 stands for (see `store_kv_torch`).
     """
     assert (v is None) == (v_cache is None)
     num_tokens, num_kv_heads, head_dim = k.shape
@@ -78,12 +93,16 @@ def store_kv_triton(
     assert k_cache.is_contiguous() and v_cache.is_contiguous()
     if num_tokens == 0:
         return
+    if k_cache.dtype == E4M3:
+        k_cache, v_cache = k_cache.view(torch.uint8), v_cache.view(torch.uint8)
     store_kv_kernel[(num_tokens,)](
         k,
         v,
         k_cache,
         v_cache,
         slot_mapping,
+        k_scale,
+        v_scale,
         k.stride(0),
         k.stride(1),
         v.stride(0),

@@ -51,7 +51,7 @@ def build_engine(
         tokenizer: None: prompts are token ids and outputs have no text.
         vocab_size: rows of the model's embedding.
         model_length: the longest sequence the model was made for; None: it does not say.
-        dtype: of the cached keys and values.
+        dtype: of the cached keys and values, unless `options.kv_cache_dtype` says otherwise.
         peers: the other ranks of the model; each calls `build_runner`.
 
     Raises:
@@ -96,6 +96,8 @@ def build_runner(
 ) -> ModelRunner:
     """What runs the steps, on every rank, with a cache of as many pages as all ranks can afford."""
     device = torch.device(device)
+    if options.kv_cache_dtype == "fp8":
+        dtype = torch.float8_e4m3fn
     max_model_len = _max_model_len(options.max_model_len, model_length)
     num_pages = _num_pages(model, options, max_model_len, device, dtype, peers)
     return ModelRunner(

@@ -162,8 +162,11 @@ def max_rows(dtype: torch.dtype) -> int:
 def cpu_step(
     model: nn.Module, caches: Sequence[KVCache], device: torch.device, dtype: torch.dtype
 ) -> CPUStep | None:
-    """The fast way for small steps of `model`; None where it has to run in torch."""
-    if device.type != "cpu":
+    """The fast way for small steps of `model`; None where it has to run in torch.
+
+    `dtype` is that of the weights and of the cache; a cache of 8 bits has no CPU kernels.
+    """
+    if device.type != "cpu" or dtype.itemsize == 1:
         return None
     try:
         program = lower(model, caches, max_rows(dtype), dtype)

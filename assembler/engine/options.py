@@ -99,6 +99,11 @@ class EngineOptions(Options):
     kv_cache_memory_bytes: int | None = Field(
         None, gt=0, description="KV cache of each rank, in place of gpu_memory_utilization"
     )
+    kv_cache_dtype: Literal["auto", "fp8"] = Field(
+        "auto",
+        description="of cached keys and values; auto: as the weights; fp8: e4m3, half the memory "
+        "of bfloat16, numbers beyond 448 are cut to it",
+    )
     page_size: int = Field(16, gt=0, description="tokens in a page of the KV cache")
     enforce_eager: bool = Field(
         False, description="run the torch module as it is, without compiled kernels (CPU)"

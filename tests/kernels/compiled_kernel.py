@@ -47,6 +47,8 @@ def _nvidia(name: str, shared: int, cubin: bytes) -> Resources:
         code = _cuobjdump("--dump-sass", file.name)
     registers, stack = (int(re.search(rf"\b{key}:(\d+)", usage)[1]) for key in ("REG", "STACK"))
     matrix = Counter(_NVIDIA_MATRIX.findall(code))
+    if not re.search(r"\b(LDL|STL)\b", code):
+        stack = 0  # reserved, but never read or written
     return Resources(name, registers, stack, shared, dict(matrix))
 
 
