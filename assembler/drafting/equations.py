@@ -27,43 +27,35 @@ def is_after(wiring: Sequence[str]) -> bool:
 def layer_wiring(blocks: Collection[str], anatomy: Anatomy, sheet: Sheet) -> list[str]:
     """The equations of a layer with these blocks."""
     times = _residual(sheet)
-    if {"moe", "mlp"} <= set(blocks):
-        blocks = set(blocks) - {"mlp"}
-    forward = "moe" if "moe" in blocks else "mlp"
-
-    def feed(h: str) -> str:
-        if "shared" not in blocks:
-            return f"{forward}({h})"
-        shared = f"shared({h})"
-        if "shared_gate" in blocks:
-            shared = f"sigmoid(shared_gate({h})) * {shared}"
-        return f"{forward}({h}) + {shared}"
-
-    if "mlp_norm" not in blocks and "attn_norm" in blocks:
-        both = f"attn(h) + {feed('h')}"
+    if "mlp_norm" not in blocks and "attn_norm" in blocks:  # side by side behind one norm
+        both = f"attn(h) + {_feed(blocks, 'h')}"
         return ["h = attn_norm(x)", f"x = x + {times}({both})" if times else f"x = x + {both}"]
     if anatomy.after_branches:
-        return [f"x = x + {times}attn_norm(attn(x))", *_after(feed, times, "shared" in blocks)]
+        return [
+            f"x = x + {times}attn_norm(attn(x))",
+            f"x = x + {times}mlp_norm({_feed(blocks, 'x')})",
+        ]
     attention = "attn(attn_norm(x))"
     if "post_attn_norm" in blocks:
         attention = f"post_attn_norm({attention})"
     if _is_parallel(sheet):
-        return [f"x = x + {times}{attention} + {times}{feed('mlp_norm(x)')}"]
-    lines = [f"x = x + {times}{attention}"]
-    if "shared" not in blocks:
-        branch = feed("mlp_norm(x)")
-    else:
-        lines.append("h = mlp_norm(x)")
-        branch = feed("h")
+        return [f"x = x + {times}{attention} + {times}{_feed(blocks, 'mlp_norm(x)')}"]
+    named = ["h = mlp_norm(x)"] if "shared" in blocks else []
+    branch = _feed(blocks, "h" if named else "mlp_norm(x)")
     if "post_mlp_norm" in blocks:
         branch = f"post_mlp_norm({branch})"
-    elif times and "shared" in blocks:
+    elif times and named:
         branch = f"({branch})"
-    return [*lines, f"x = x + {times}{branch}"]
+    return [f"x = x + {times}{attention}", *named, f"x = x + {times}{branch}"]
 
 
-def _after(feed, times: str, shared: bool) -> list[str]:
-    return [f"x = x + {times}mlp_norm({feed('x')})"]
+def _feed(blocks: Collection[str], h: str) -> str:
+    """What the feed-forward blocks make of `h`."""
+    forward = "moe" if "moe" in blocks else "mlp"
+    if "shared" not in blocks:
+        return f"{forward}({h})"
+    gate = f"sigmoid(shared_gate({h})) * " if "shared_gate" in blocks else ""
+    return f"{forward}({h}) + {gate}shared({h})"
 
 
 def _residual(sheet: Sheet) -> str:

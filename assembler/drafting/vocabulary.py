@@ -15,8 +15,8 @@ def _role(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern, re.IGNORECASE)
 
 
-# Of matrices (and their biases) inside a layer, tried in this order on the module's name. The part
-# before a colon is the place: `attn`, `mlp` (also of an expert) or nothing.
+# Of matrices (and their biases) inside a layer, tried in this order on the module's name: those in
+# its attention, then those of an MLP, of experts or of a shared expert.
 ATTENTION_ROLES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (role, _role(rf"(^|[._])({words})(_?proj|_?lin|_?layer)?$"))
     for role, words in (

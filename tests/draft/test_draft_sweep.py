@@ -25,4 +25,6 @@ def test_every_architecture_was_measured() -> None:
     "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 )
 def test_measured_again(name: str, tmp_path: Path) -> None:
-    assert measure(first_cases()[name], tmp_path) == json.loads(MEASURED.read_text())[name]
+    recorded = json.loads(MEASURED.read_text())[name]
+    again = f"python tests/draft/draft_sweep.py --measure {name}, if what ships has changed"
+    assert measure(first_cases()[name], tmp_path) == recorded, again
