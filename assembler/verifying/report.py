@@ -23,7 +23,7 @@ class Compared:
 class Cause:
     """A change with which a block computes what the reference does."""
 
-    change: str  # rope_style: interleaved
+    change: str  # rope.style: interleaved
     instead_of: str  # half
     kind: Literal["field", "weights"]
     where: str  # file:line of the block in the YAML, or of the rule of the weight map
