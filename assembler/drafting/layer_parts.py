@@ -18,6 +18,7 @@ _PLAIN = (
     "attn.q_a_norm", "attn.kv_a_norm", "attn.out_norm", "mlp.inner_norm", "moe.router",
     "shared_gate",
 )  # fmt: skip
+_PLACED = ("attn_norm", "post_attn_norm", "mlp_norm", "post_mlp_norm")
 _MATRICES = ("attn.o", "attn.gate.proj", "attn.q_a", "attn.q_b")
 
 
@@ -45,7 +46,8 @@ class LayerParts:
     def pieces(self) -> Iterator[Piece]:
         """All of them."""
         for target in _PLAIN:
-            yield from self._module(target, transposable=False)
+            guess = "where it stands, by its name" if target in _PLACED else ""
+            yield from self._module(target, guess=guess, transposable=False)
         for target in _MATRICES:
             yield from self._module(target)
         yield from self._attention()
