@@ -33,12 +33,12 @@ template <typename T>
 struct Machine {
     const Step& step;
     const Rows<T> rows;
-    std::vector<std::atomic<int64_t>> next, done;
+    std::vector<std::atomic<int64_t>> next, done, known;
     std::vector<Run> runs, sampled_runs;
     std::atomic<int> arrived{0};
 
     explicit Machine(const Step& s)
-        : step(s), rows{s}, next(s.length), done(s.length), runs(find_runs(false)),
+        : step(s), rows{s}, next(s.length), done(s.length), known(s.length), runs(find_runs(false)),
           sampled_runs(find_runs(true)) {}
 
     int64_t token_of(bool sampled, int64_t r) const { return sampled ? step.wanted[r] : r; }
@@ -93,12 +93,21 @@ struct Machine {
         }
     }
 
+    // The pieces of instruction `p`, as the first thread at it found them: for one that comes late
+    // the others may be layers ahead, where experts are grouped anew.
+    int64_t pieces_of(int64_t p) {
+        int64_t found = known[p].load(std::memory_order_acquire);
+        if (found) return found - 1;
+        int64_t count = pieces(step.program[p]);
+        return known[p].compare_exchange_strong(found, count + 1) ? count : found - 1;
+    }
+
     void run() {
         int thread = arrived++;
         float* scratch = step.scratch + thread * step.scratch_size;
         for (int64_t p = 0; p < step.length; p += step.program[p].chain) {
             const Instruction& i = step.program[p];
-            int64_t count = pieces(i), piece;
+            int64_t count = pieces_of(p), piece;
             while ((piece = next[p].fetch_add(1, std::memory_order_relaxed)) < count) {
                 execute(i, piece, scratch);
                 done[p].fetch_add(1, std::memory_order_release);
