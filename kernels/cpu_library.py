@@ -21,7 +21,7 @@ from pathlib import Path
 
 SOURCES = Path(__file__).parent / "cpu"
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread")
-COMPILE_SECONDS = 60  # a compiler that takes longer is given up; 3 are usual
+COMPILE_SECONDS = 60  # a compiler that takes longer is given up; 5 are usual
 
 _log = logging.getLogger(__name__)
 
