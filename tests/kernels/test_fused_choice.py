@@ -80,3 +80,25 @@ def test_one_interface_gives_the_same_either_way(width, monkeypatch):
         )
     for plain, ours in zip(found["never"], found["always"], strict=True):
         torch.testing.assert_close(ours, plain, rtol=2e-6, atol=2e-6)
+
+
+def test_torch_compile_takes_them_as_they_are(monkeypatch):
+    """One graph without breaks, in which the kernels are operations."""
+    monkeypatch.setattr(fused, "CHOICE", "always")
+    seen: list[str] = []
+
+    def backend(graph_module, inputs):
+        targets = (str(node.target) for node in graph_module.graph.nodes)
+        seen.extend(target for target in targets if target.startswith("assembler"))
+        return graph_module.forward
+
+    def block(tokens, weight):
+        x = embed(tokens, weight, 3.0)
+        normed, total = rms_norm(x, x, weight[0], 1e-6)
+        return gated(normed, total, torch.nn.functional.silu, "silu")
+
+    weight = torch.randn(5, 24, generator=torch.Generator().manual_seed(0))
+    arguments = (torch.tensor([3, 0, 4]), weight)
+    compiled = torch.compile(block, backend=backend, fullgraph=True)
+    assert torch.equal(compiled(*arguments), block(*arguments))
+    assert [name.split(".")[1] for name in seen] == ["embed", "add_rms_norm", "gated"]
