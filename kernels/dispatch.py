@@ -22,6 +22,7 @@ class AttentionBackend(Protocol):
     """How the attention blocks of a paged forward write and read KV memory."""
 
     name: str
+    capturable: bool  # whether a CUDA graph can hold it: it reads no data on the host
 
     def store_kv(
         self,
@@ -54,6 +55,7 @@ class TorchAttention:
     """Plain torch, on any device."""
 
     name = "torch"
+    capturable = False
 
     def __init__(self) -> None:
         self.store_kv = store_kv_torch
@@ -64,6 +66,7 @@ class TritonAttention:
     """Triton kernels, on CUDA and HIP devices (or on a CPU in Triton's interpreter)."""
 
     name = "triton"
+    capturable = True
 
     def __init__(self) -> None:
         # Triton is imported by those who use it only: it is not there on every platform.

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from assembler.engine.admission import TokenizerLike
+from assembler.engine.cuda_graphs import GraphSettings, graph_memory, graph_settings
 from assembler.engine.kv_cache import (
     cache_budget,
     cache_specs,
@@ -99,7 +100,12 @@ def build_runner(
     if options.kv_cache_dtype == "fp8":
         dtype = torch.float8_e4m3fn
     max_model_len = _max_model_len(options.max_model_len, model_length)
-    num_pages = _num_pages(model, options, max_model_len, device, dtype, peers)
+    graphs = None
+    if not options.enforce_eager:
+        alone = peers is None
+        sizes = options.max_num_seqs, max_model_len
+        graphs = graph_settings(*sizes, device, attention_backend, alone)
+    num_pages = _num_pages(model, options, max_model_len, device, dtype, peers, graphs)
     return ModelRunner(
         model,
         attention_backend,
@@ -110,6 +116,7 @@ def build_runner(
         sampler=Sampler(options.seed),
         peers=peers,
         enforce_eager=options.enforce_eager,
+        graphs=graphs,
     )
 
 
@@ -149,6 +156,7 @@ def _num_pages(
     device: torch.device,
     dtype: torch.dtype,
     peers: Peers | None,
+    graphs: GraphSettings | None,
 ) -> int:
     """Pages of the cache: what the budget holds, but no more than can ever be in use."""
     sharing = 1 if peers is None or device.type != "cpu" else peers.size
@@ -158,6 +166,7 @@ def _num_pages(
         if device.type != "cpu":
             num_tokens = _max_num_batched_tokens(options, max_model_len)
             step = step_memory(model, num_tokens, options.max_num_seqs)
+            step += 0 if graphs is None else graph_memory(graphs, model)
         budget = cache_budget(device, options.gpu_memory_utilization, sharing, step)
     pages = pages_in_budget(budget, cache_specs(model), options.page_size, dtype)
     return min(pages, options.max_num_seqs * -(-max_model_len // options.page_size))

@@ -48,7 +48,8 @@ class LLMEngine:
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
         self.max_model_len = max_model_len
-        self.stats = EngineStats()
+        graphs = model_runner.graphs
+        self.stats = EngineStats(graph_memory=0 if graphs is None else graphs.memory)
         self.admission = Admission(
             tokenizer,
             scheduler.page_pool,
@@ -210,6 +211,8 @@ class LLMEngine:
         prefilled = batch.num_tokens - decoded
         stats, scheduler = self.stats, self.scheduler
         stats.num_steps += 1
+        graphs = self.model_runner.graphs
+        stats.num_graph_steps = 0 if graphs is None else graphs.num_replays
         stats.num_decode_tokens += decoded
         stats.decode_time += seconds if decoded else 0.0
         stats.num_prefill_tokens += prefilled

@@ -6,13 +6,14 @@ Shapes: T tokens of the step, S sequences, R rows that sample, V vocabulary, P p
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from assembler.blocks.context import ForwardContext
 from assembler.engine.cpu_step import cpu_step
+from assembler.engine.cuda_graphs import DecodeGraphs, GraphSettings, record_decodes
 from assembler.engine.kv_cache import KVCache, allocate_kv_caches, cache_specs
 from assembler.engine.peers import Peers
 from assembler.engine.sampler import Sampler
@@ -43,14 +44,16 @@ class ModelRunner:
         sampler: Sampler | None = None,
         peers: Peers | None = None,
         enforce_eager: bool = False,
+        graphs: GraphSettings | None = None,
     ) -> None:
-        """Allocate the cache of `num_pages` pages.
+        """Allocate the cache of `num_pages` pages, and record the graphs there shall be.
 
         Args:
             dtype: of the cached keys and values.
             sampler: None: one without a seed.
             peers: the other ranks that run this model, if there are any.
             enforce_eager: run every step as the torch module it is.
+            graphs: the CUDA graphs of decodes; None: there are none.
         """
         self.model = model
         self.attention_backend = attention_backend
@@ -65,6 +68,11 @@ class ModelRunner:
         self._small_step = (
             None if enforce_eager else cpu_step(model, self.kv_caches, self.device, dtype)
         )
+        self.graphs: DecodeGraphs | None = None
+        if graphs is not None and not enforce_eager:
+            self.graphs = record_decodes(
+                graphs, model, self._context, page_size=page_size, device=self.device
+            )
 
     def execute(self, batch: ScheduledBatch) -> list[int | None]:
         """Run the step; a new token for each of `batch.sampling_sequences`.
@@ -83,7 +91,9 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, inputs: StepInputs) -> torch.Tensor:
-        """The logits [R, V] of a step."""
+        """The logits [R, V] of a step, valid until the next one."""
+        if self.graphs is not None and self.graphs.takes(inputs):
+            return self.graphs.run(inputs)
         input_ids, ctx = self.model_inputs(inputs)
         small = self._small_step
         return (small if small and small.fits(input_ids) else self.model)(input_ids, ctx)
@@ -103,15 +113,17 @@ class ModelRunner:
             max_context_len=max(inputs.context_lens),
         )
         rows = inputs.logit_rows
-        ctx = ForwardContext(
+        ctx = self._context(
             positions=self._tensor(inputs.positions, torch.int64),
             sequence_lengths=self._tensor(inputs.sequence_lengths, torch.int64),
             paged=paged,
-            attention=self.attention_backend,
-            kv_caches=self.kv_caches,
             logit_rows=None if rows is None else self._tensor(rows, torch.int64),
         )
         return self._tensor(inputs.input_ids, torch.int64), ctx
+
+    def _context(self, **fields: Any) -> ForwardContext:
+        """A pass over this runner's caches."""
+        return ForwardContext(attention=self.attention_backend, kv_caches=self.kv_caches, **fields)
 
     def _score_prompts(self, batch: ScheduledBatch, logits: torch.Tensor) -> torch.Tensor:
         """Hand over the rows of prompts whose logits are wanted; the rows that are sampled from."""
@@ -128,4 +140,7 @@ class ModelRunner:
         return logits[sampled]
 
     def _tensor(self, values: list, dtype: torch.dtype) -> torch.Tensor:
-        return torch.tensor(values, dtype=dtype, device=self.device)
+        """`values` on the device; a GPU copies them while the host goes on."""
+        if self.device.type != "cuda":
+            return torch.tensor(values, dtype=dtype, device=self.device)
+        return torch.tensor(values, dtype=dtype, pin_memory=True).to(self.device, non_blocking=True)

@@ -106,7 +106,8 @@ class EngineOptions(Options):
     )
     page_size: int = Field(16, gt=0, description="tokens in a page of the KV cache")
     enforce_eager: bool = Field(
-        False, description="run the torch module as it is, without compiled kernels (CPU)"
+        False,
+        description="run the torch module as it is, without compiled kernels (CPU) or CUDA graphs",
     )
     seed: int | None = Field(
         None, ge=0, lt=2**63, description="of requests without a seed of their own; null: random"

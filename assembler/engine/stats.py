@@ -10,6 +10,8 @@ class EngineStats:
     """Counts over all requests. Only the engine writes them."""
 
     num_steps: int = 0
+    num_graph_steps: int = 0  # of these, decodes that were replayed from a CUDA graph
+    graph_memory: int = 0  # bytes of the device that the graphs take
     num_prefill_tokens: int = 0  # tokens run of prompts, and of what was computed again
     num_decode_tokens: int = 0  # generated tokens run, one a sequence and step
     num_generated_tokens: int = 0
