@@ -1,10 +1,11 @@
 """Decode steps as CUDA graphs: what a step launches is recorded once and replayed in one call.
 
 A decode of few sequences runs hundreds of short kernels, and to launch them from Python takes
-longer than to run them. A graph replays the launches as they were recorded: with the same addresses, the
-same grids and the same numbers that the host gave. So every batch size has a graph of its own, in a
-ladder; a step takes the smallest that holds it and pads itself with rows that store nothing. What
-changes from step to step is copied into tensors that stay where they are (`decode_inputs`).
+longer than to run them. A graph replays the launches as they were recorded: with the same
+addresses, the same grids and the same numbers that the host gave. So every batch size has a graph
+of its own, in a ladder; a step takes the smallest that holds it and pads itself with rows that
+store nothing. What changes from step to step is copied into tensors that stay where they are
+(`decode_inputs`).
 
 What a kernel derives on the host from the lengths of the step must hold for all steps: it is given
 the longest context that there may be (`PagedBatch.max_context_len`). Triton's paged attention cuts
