@@ -1,4 +1,7 @@
-"""The fused kernels compile for real devices, within their registers and shared memory."""
+"""The fused kernels compile for real devices, within their registers and shared memory.
+
+One of each; docs/kernels.md has all of them, for more devices.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ KIB = 1024
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100", "gfx942"])
+@pytest.mark.parametrize("architecture", ["sm_90", "gfx942"])
 def test_the_kernels_fit_the_device(architecture: str, tmp_path: Path) -> None:
     environment = os.environ | {
         "TRITON_INTERPRET": "0",
