@@ -31,10 +31,13 @@ class AttentionBackend(Protocol):
         k_cache: torch.Tensor,
         v_cache: torch.Tensor | None,
         slot_mapping: torch.Tensor,
+        k_scale: float = 1.0,
+        v_scale: float = 1.0,
     ) -> None:
         """Write k [T, K, D] and v [T, K, Dv] at `slot_mapping` [T] (int64; -1: not stored).
 
-        In a latent cache the values are a part of the keys: v and v_cache are None.
+        In a latent cache the values are a part of the keys: v and v_cache are None. Caches of
+        float8 e4m3 hold k / k_scale and v / v_scale.
         """
 
     def attend(

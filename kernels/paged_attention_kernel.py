@@ -10,21 +10,8 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from assembler.kernels.paged_attention_load import (
-    as_operand,
-    find_sequence,
-    load_lines,
-    tile_pages,
-    tile_slots,
-)
-from assembler.kernels.paged_attention_tile import (
-    LOG2_E,
-    alibi_bias,
-    key_tiles,
-    oldest_key,
-    online_softmax,
-    scaled_logits,
-)
+from assembler.kernels.paged_attention_load import find_sequence, load_lines, tile_pages
+from assembler.kernels.paged_attention_tile import attend_tile, key_tiles, nothing_seen, oldest_key
 
 
 class Attention(NamedTuple):
@@ -42,77 +29,6 @@ class Attention(NamedTuple):
     SINKS: bool
     ALIBI: int  # 0: none
     OPERAND: tl.dtype  # what is multiplied
-
-
-@triton.jit
-def _attend(
-    # The pages of the tile, acc [M, BLOCK_DV], its rest [M, REST_DV], and peak and total [M] as
-    # `online_softmax` has them.
-    state,
-    q,  # [M, BLOCK_D]
-    q_rest,  # [M, REST_D]
-    tile,
-    position,  # [M] of the queries
-    oldest,  # the keys that any of them sees are oldest..last
-    last,
-    slopes,  # [M]
-    k_ptr,  # of this key/value head
-    v_ptr,
-    pages_ptr,  # of this sequence
-    scale,
-    k_scale,
-    what: tl.constexpr,
-    tiles: tl.constexpr,
-    MASKED: tl.constexpr,  # not every query sees every key of the tile
-):
-    """`state` after attention to one tile of keys."""
-    pages, acc, acc_rest, peak, total = state
-    keys = tile * tiles.TILE + tl.arange(0, tiles.TILE)
-    stored = (keys >= oldest) & (keys <= last)
-    slots = tile_slots(pages, tile, what.PAGE_SIZE, tiles.TILE)
-    pages = tile_pages(pages_ptr, tile + 1, last, what.PAGE_SIZE, tiles.TILE)
-    k_lines = k_ptr + slots[None, :] * (what.NUM_KV_HEADS * what.HEAD_DIM)
-    dims = tl.arange(0, tiles.BLOCK_D)[:, None]
-    k = load_lines(k_lines, dims, stored[None, :], tiles.MAIN_D, tiles.BLOCK_D, MASKED)
-    k = as_operand(k, what.OPERAND)
-    products = tl.dot(q, k, input_precision="ieee")
-    if tiles.REST_D > 0:
-        REST_D: tl.constexpr = what.HEAD_DIM - tiles.MAIN_D
-        dims = tl.arange(0, tiles.REST_D)[:, None]
-        k_lines += tiles.MAIN_D
-        k_rest = load_lines(k_lines, dims, stored[None, :], REST_D, tiles.REST_D, MASKED)
-        products = tl.dot(
-            q_rest, as_operand(k_rest, what.OPERAND), products, input_precision="ieee"
-        )
-
-    logits = scaled_logits(products, scale * k_scale, what.SOFTCAP)
-    if what.ALIBI:
-        logits += alibi_bias(slopes, position, keys, scale, what.ALIBI)
-    if MASKED:
-        visible = keys[None, :] <= position[:, None]
-        if what.WINDOW > 0 or what.CHUNK > 0:
-            seen_from = oldest_key(position, what.WINDOW, what.CHUNK)
-            visible = visible & (keys[None, :] >= seen_from[:, None])
-        logits = tl.where(visible, logits, float("-inf"))
-    weights, decay, peak, total = online_softmax(logits, peak, total)
-    weights = weights.to(what.OPERAND)
-
-    if what.LATENT:
-        v = tl.trans(k)
-    else:
-        v_lines = v_ptr + slots[:, None] * (what.NUM_KV_HEADS * what.HEAD_DIM_V)
-        dims = tl.arange(0, tiles.BLOCK_DV)[None, :]
-        v = load_lines(v_lines, dims, stored[:, None], tiles.MAIN_DV, tiles.BLOCK_DV, MASKED)
-        v = as_operand(v, what.OPERAND)
-    acc = tl.dot(weights, v, acc * decay[:, None], input_precision="ieee")
-    if tiles.REST_DV > 0:
-        REST_DV: tl.constexpr = what.HEAD_DIM_V - tiles.MAIN_DV
-        dims = tl.arange(0, tiles.REST_DV)[None, :]
-        v_lines += tiles.MAIN_DV
-        v = load_lines(v_lines, dims, stored[:, None], REST_DV, tiles.REST_DV, MASKED)
-        v = as_operand(v, what.OPERAND)
-        acc_rest = tl.dot(weights, v, acc_rest * decay[:, None], input_precision="ieee")
-    return pages, acc, acc_rest, peak, total
 
 
 @triton.jit
@@ -179,26 +95,26 @@ def paged_attention_kernel(
     v_ptr = v_cache_ptr + kv_head * what.HEAD_DIM_V
     pages_ptr = page_table_ptr + sequence * page_table_stride
     pages = tile_pages(pages_ptr, begin, last, what.PAGE_SIZE, tiles.TILE)
-    state = _nothing_seen(pages, sinks_ptr + first_head + row_head, live, split, what, tiles)
+    state = nothing_seen(pages, sinks_ptr + first_head + row_head, live, split, what, tiles)
     if not DECODE:  # where memory is the bound a mask costs less than a second loop to fill
         seen_by_all = oldest_key(last, what.WINDOW, what.CHUNK)
         whole = tl.minimum(tl.cdiv(seen_by_all, tiles.TILE), end)
         if what.WINDOW > 0 or what.CHUNK > 0:
             for tile in range(begin, whole):
-                state = _attend(
+                state = attend_tile(
                     state, q, q_rest, tile, position, oldest, last, slopes, k_ptr, v_ptr,
                     pages_ptr, scale, k_scale, what, tiles, True,
                 )  # fmt: skip
             begin = tl.maximum(begin, whole)
         masked = tl.minimum((first + 1) // tiles.TILE, end)
         for tile in range(begin, masked):
-            state = _attend(
+            state = attend_tile(
                 state, q, q_rest, tile, position, oldest, last, slopes, k_ptr, v_ptr,
                 pages_ptr, scale, k_scale, what, tiles, False,
             )  # fmt: skip
         begin = tl.maximum(begin, masked)
     for tile in range(begin, end):
-        state = _attend(
+        state = attend_tile(
             state, q, q_rest, tile, position, oldest, last, slopes, k_ptr, v_ptr,
             pages_ptr, scale, k_scale, what, tiles, True,
         )  # fmt: skip
@@ -248,19 +164,3 @@ def _load_queries(q_lines, live, what: tl.constexpr, tiles: tl.constexpr):
         q_rest = load_lines(q_lines + tiles.MAIN_D, dims, live, REST_D, tiles.REST_D, True)
         q_rest = q_rest.to(what.OPERAND)
     return q, q_rest
-
-
-@triton.jit
-def _nothing_seen(pages, sinks_ptr, live, split, what: tl.constexpr, tiles: tl.constexpr):
-    """The state of `_attend` before the first tile, that of `pages`."""
-    peak = tl.full([tiles.BLOCK_M], float("-inf"), tl.float32)
-    total = tl.zeros([tiles.BLOCK_M], tl.float32)
-    if what.SINKS:  # a key like the others, but for its value; the first split counts it
-        sinks = tl.load(sinks_ptr, mask=live, other=0.0).to(tl.float32) * LOG2_E
-        peak = tl.where(split == 0, sinks, peak)
-        total = tl.where(split == 0, 1.0, total)
-    acc = tl.zeros([tiles.BLOCK_M, tiles.BLOCK_DV], tl.float32)
-    acc_rest = 0.0
-    if tiles.REST_DV > 0:
-        acc_rest = tl.zeros([tiles.BLOCK_M, tiles.REST_DV], tl.float32)
-    return pages, acc, acc_rest, peak, total

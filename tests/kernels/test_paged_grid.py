@@ -72,6 +72,12 @@ def test_prefill_in_splits(names):
     check(step, head_options(2, *names, softcap=4.0), "sm_90", splits=4)
 
 
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_decodes_of_a_mixed_step_are_split_and_the_rest_is_not(architecture):
+    step = make_step([1, 4, 0, 1], [700, 30, 5, 300], page_size=16)
+    check(step, AttentionOptions(scale=0.3), architecture, splits=4)
+
+
 def test_a_padded_batch_writes_zeros_for_sequences_without_keys():
     """CUDA graphs replay with rows that stand for nothing."""
     step = make_step([1, 1], [5, 600], page_size=16)

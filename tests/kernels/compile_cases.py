@@ -1,0 +1,127 @@
+"""Calls of the attention and expert kernels at the shapes of real models, for compiling.
+
+Run them where launches are recorded (see `recorded_launches`), not where Triton interprets. Tiles
+depend on the GPU, so these cases are asked for by its architecture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+
+from assembler.kernels.attention_options import AttentionOptions
+from assembler.kernels.expert_weights import ExpertWeights
+from assembler.kernels.fp8 import E4M3
+from assembler.kernels.gating import Gating
+from assembler.kernels.gpu import GPU, GPUS
+from assembler.kernels.grouped_mlp_triton import grouped_mlp_triton
+from assembler.kernels.paged_attention_triton import paged_attention_triton
+from assembler.kernels.paged_batch import PagedBatch
+from assembler.kernels.store_kv_triton import store_kv_triton
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+DECODE, PREFILL = (1, 1), (70, 70)
+
+
+def attend(
+    query_lens: tuple[int, ...],
+    dtype: torch.dtype,
+    head_dim: int,
+    group: int,
+    *,
+    head_dim_v: int | None = None,
+    cache_dtype: torch.dtype | None = None,
+    splits: int = 1,
+    page_size: int = 16,
+    kv_heads: int = 8,
+    gpu: GPU,
+    **options: object,
+) -> None:
+    """A step of sequences of so many queries, with `group` query heads a key/value head."""
+    latent = options.get("value_dim") is not None
+    kv_heads = 1 if latent else kv_heads
+
+    def cache(width: int) -> torch.Tensor:
+        return torch.empty(8, page_size, kv_heads, width, dtype=cache_dtype or dtype)
+
+    tokens, sequences = sum(query_lens), len(query_lens)
+    batch = PagedBatch(
+        slot_mapping=torch.zeros(tokens, dtype=torch.int64),
+        page_table=torch.zeros(sequences, 16, dtype=torch.int32),
+        cu_seqlens_q=torch.tensor([0, *query_lens]).cumsum(0).int(),
+        context_lens=torch.tensor(query_lens, dtype=torch.int32),
+        max_seqlen_q=max(query_lens),
+        max_context_len=64,
+    )
+    q = torch.empty(tokens, kv_heads * group, head_dim, dtype=dtype)
+    v_cache = None if latent else cache(head_dim_v or head_dim)
+    settings = AttentionOptions(scale=0.1, **options)
+    paged_attention_triton(q, cache(head_dim), v_cache, batch, settings, splits=splits, gpu=gpu)
+
+
+def run_experts(tokens: int, dtype: torch.dtype, activation: str, **form: float) -> None:
+    """A mixture of 64 experts, 8 of them a token, with biases."""
+    experts, hidden, inner = 64, 2048, 1408
+    weights = ExpertWeights(
+        *(torch.empty(s, dtype=dtype) for s in ((64, 2 * inner, hidden), (64, hidden, inner))),
+        *(torch.empty(experts, width, dtype=dtype) for width in (2 * inner, hidden)),
+    )
+    chosen = torch.arange(8).repeat(tokens, 1)
+    gating = Gating(name=activation, act=torch.sigmoid, **form)
+    x = torch.empty(tokens, hidden, dtype=dtype)
+    grouped_mlp_triton(x, chosen, torch.empty(tokens, 8), weights, gating)
+
+
+def store(dtype: torch.dtype, cache_dtype: torch.dtype, gpu: GPU) -> None:
+    """Keys and values of 8 heads of 128."""
+    tokens = torch.empty(3, 8, 128, dtype=dtype)
+    cache = torch.empty(4, 16, 8, 128, dtype=cache_dtype)
+    store_kv_triton(tokens, tokens, cache, cache, torch.zeros(3).long())
+
+
+def attention_cases(architecture: str) -> Mapping[str, Callable[[], None]]:
+    """What is called, by what a report calls it; every distinct tiling is among them."""
+    gpu, per_head = GPUS[architecture], torch.empty(128)
+    decode, prefill = partial(attend, DECODE, gpu=gpu), partial(attend, PREFILL, gpu=gpu)
+    latent = {"value_dim": 512}
+    everything = {"softcap": 30.0, "sinks": per_head, "alibi_slopes": per_head, "window": 128}
+    return {
+        "decode 4 × 128": partial(decode, BF16, 128, 4),
+        "decode 4 × 128, split": partial(decode, BF16, 128, 4, splits=8),
+        "decode 4 × 128, pages of 64": partial(decode, BF16, 128, 4, page_size=64),
+        "decode 4 × 128, fp8 cache": partial(decode, BF16, 128, 4, cache_dtype=E4M3),
+        "decode 8 × 64, all options, fp16": partial(decode, FP16, 64, 8, **everything),
+        "decode 1 × 80": partial(decode, BF16, 80, 1),
+        "decode 2 × 256": partial(decode, BF16, 256, 2),
+        "decode 71 × 64": partial(decode, BF16, 64, 71, kv_heads=1),
+        "decode 4 × 128, fp32": partial(decode, FP32, 128, 4),
+        "decode latent 16 × 576/512": partial(decode, BF16, 576, 16, **latent),
+        "decode latent 128 × 576/512": partial(decode, BF16, 576, 128, **latent),
+        "prefill 4 × 128": partial(prefill, BF16, 128, 4),
+        "prefill 4 × 128, pages of 64": partial(prefill, BF16, 128, 4, page_size=64),
+        "prefill 4 × 128, window": partial(prefill, BF16, 128, 4, window=4096),
+        "prefill 4 × 128, fp8 cache": partial(prefill, BF16, 128, 4, cache_dtype=E4M3),
+        "prefill 8 × 64, all options, fp16": partial(prefill, FP16, 64, 8, **everything),
+        "prefill 1 × 96": partial(prefill, BF16, 96, 1),
+        "prefill 4 × 160": partial(prefill, BF16, 160, 4),
+        "prefill 1 × 192/128": partial(prefill, BF16, 192, 1, head_dim_v=128),
+        "prefill 2 × 256": partial(prefill, BF16, 256, 2),
+        "prefill 4 × 128, fp32": partial(prefill, FP32, 128, 4),
+        "prefill latent 16 × 576/512": partial(prefill, BF16, 576, 16, **latent),
+        "store_kv, bf16": partial(store, BF16, BF16, gpu),
+        "store_kv, bf16 to fp8": partial(store, BF16, E4M3, gpu),
+    }
+
+
+def expert_cases() -> Mapping[str, Callable[[], None]]:
+    """The same for the experts of a mixture."""
+    return {
+        "experts, 1 token, silu": partial(run_experts, 1, BF16, "silu"),
+        "experts, 64 tokens, clamped": partial(
+            run_experts, 64, BF16, "quick_gelu", limit=7.0, up_offset=1.0
+        ),
+        "experts, 4096 tokens, silu": partial(run_experts, 4096, BF16, "silu"),
+        "experts, 64 tokens, gelu, fp32": partial(run_experts, 64, FP32, "gelu"),
+    }
