@@ -48,18 +48,18 @@ CHOICE = chosen_by(dict(os.environ))
 INSTALLED = find_spec("triton") is not None
 
 
-def runs_fused(*tensors: torch.Tensor | None) -> bool:
+def runs_fused(first: torch.Tensor, *others: torch.Tensor | None) -> bool:
     """Whether a fused kernel takes these tensors (None is skipped), all on the first one's device.
 
     They must be of one dtype, one of `DTYPES`: what mixes dtypes promotes them, which is torch's.
     """
-    first = next(tensor for tensor in tensors if tensor is not None)
-    if first.device.type != "cuda" and (CHOICE != "always" or first.device.type != "cpu"):
+    device = first.device.type
+    if device != "cuda" and (CHOICE != "always" or device != "cpu"):
         return False
     if CHOICE == "never" or not INSTALLED or first.dtype not in DTYPES:
         return False
     needs_gradient = torch.is_grad_enabled()
-    for tensor in tensors:
+    for tensor in (first, *others):
         if tensor is None:
             continue
         if tensor.dtype != first.dtype or (needs_gradient and tensor.requires_grad):
