@@ -122,7 +122,7 @@ struct Machine {
             case LINEAR: case SCORE_EXPERTS: return product(i, piece, scratch);
             case ATTEND: return attend_piece(i, piece, scratch);
             case GROUP_BY_EXPERT:
-                return group_by_expert(i.routing, (const float*)at(i.in), step.rows,
+                return group_by_expert(i.routing, (const float*)at(i.in), rows.tokens(i),
                                        rows.groups(i));
             case EXPERT_LINEAR: return expert_piece(i, piece, scratch);
             case ABSORB: return absorb_piece(i, piece);

@@ -13,10 +13,11 @@ struct Rows {
     T* at(int64_t value) const {
         return value == -1 ? (T*)step.logits : (T*)step.workspace + value;
     }
-    int64_t count(const Instruction& i) const {
-        return (i.sampled ? step.logit_rows : step.rows) * i.times;
+    int64_t tokens(const Instruction& i) const { return i.sampled ? step.logit_rows : step.rows; }
+    int64_t count(const Instruction& i) const { return tokens(i) * i.times; }
+    Groups groups(const Instruction& i) const {
+        return Groups(at(i.opcode == GROUP_BY_EXPERT ? i.out : i.in2), i.routing, tokens(i));
     }
-    Groups groups(const Instruction& i) const { return Groups(at(i.in2), i.routing, step.rows); }
     const T* table(int64_t number, int64_t r, int64_t width) const {
         return (const T*)step.tables[number] + r * width;
     }
@@ -46,7 +47,7 @@ struct Rows {
             case STORE: store_row(i, in, step.slots[r]); break;
             case CHOOSE_EXPERTS: choose(i, r); break;
             case GATHER: gather(i, r, out); break;
-            case COMBINE: combine(i, r, in, out); break;
+            case COMBINE: combine(i, r, out); break;
             default: norm(i, in, r, out);
         }
     }
@@ -140,7 +141,7 @@ struct Rows {
     }
 
     // The sum of what a token's experts made of it, weighed unless their inputs were.
-    void combine(const Instruction& i, int64_t r, const T*, T* out) const {
+    void combine(const Instruction& i, int64_t r, T* out) const {
         const Routing& g = i.routing;
         const float* weights = (const float*)at(i.out2) + r * 2 * g.top_k;
         const int32_t* place = groups(i).place + r * g.top_k;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from cases import named
 from tiny_checkpoints import make_checkpoint, token_ids
 from torch import nn
 
+from assembler.blocks.context import ForwardContext
 from assembler.engine.cpu_step import CPUStep, cpu_step
 from assembler.engine.lowering import NotLowered, lower
 from assembler.kernels.cpu_library import cpu_library
@@ -100,6 +102,22 @@ def test_numbers_that_are_none_stay_with_their_text(model: nn.Module):
         embedding.data[spoilt] = before
     assert torch.equal(torch.cat([rows[0] for rows in found]), expected)
     assert found[0][1][2:].isnan().all()
+
+
+@pytest.mark.parametrize("model", ["phimoe-wide-jitter"], indirect=True)
+def test_the_last_experts_get_the_wanted_rows_only(model: nn.Module):
+    paged = _paged(model)
+    step = paged.model
+    combined = [one for one in step.program.instructions if one.opcode == Opcode.COMBINE]
+    assert [one.sampled for one in combined] == [0] * (len(combined) - 1) + [1]
+
+    def some(ids: torch.Tensor, ctx: ForwardContext) -> torch.Tensor:
+        every, wanted = step(ids, ctx).clone(), torch.tensor([8, 2, 12])
+        assert torch.equal(step(ids, replace(ctx, logit_rows=wanted)), every[wanted])
+        return every
+
+    paged.model = some
+    paged.advance((9, 4), [LENGTH] * 2)
 
 
 @pytest.mark.parametrize("model", ["qwen2_moe-dense-between-windows"], indirect=True)

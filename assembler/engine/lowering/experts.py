@@ -26,9 +26,9 @@ def _moe(program: Program, block: MoE, x: Value) -> Value:
     choices = _choose(program, router, routing, x)
     slots = program.max_rows * routing.top_k
     groups = program.room((2 * routing.experts + 2 + 2 * slots) * _INDEX_BYTES)
-    sorting = {"input2": groups.place, "routing": routing}
-    program.add(Opcode.GROUP_BY_EXPERT, choices, groups, **sorting)
-    sorting["out2"] = choices.place  # which GATHER and COMBINE read
+    program.add(Opcode.GROUP_BY_EXPERT, choices, groups, routing=routing)
+    # GATHER and COMBINE read the choices, although they stand where others write.
+    sorting = {"input2": groups.place, "out2": choices.place, "routing": routing}
     inner = program.add(Opcode.GATHER, x, program.value(x.width, routing.top_k), **sorting)
     gating, width = experts.gating, experts.down.weight.shape[2]
     if gating.limit is None and not gating.up_offset:

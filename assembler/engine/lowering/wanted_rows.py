@@ -25,6 +25,12 @@ _OF_ANY_ROWS = frozenset(
         Opcode.GATE,
         Opcode.CLIP,
         Opcode.ATTEND,
+        Opcode.SCORE_EXPERTS,
+        Opcode.CHOOSE_EXPERTS,
+        Opcode.GROUP_BY_EXPERT,
+        Opcode.GATHER,
+        Opcode.EXPERT_LINEAR,
+        Opcode.COMBINE,
     }
 )
 
@@ -38,7 +44,7 @@ def keep_wanted_rows(program: Program) -> None:
         return
     border, choice = stores[-1] + 1, choices[0]
     moved, after = code[border:choice], code[choice + 1 :]
-    if any(one.opcode not in _OF_ANY_ROWS or one.times != 1 for one in moved):
+    if any(one.opcode not in _OF_ANY_ROWS for one in moved):
         return
     widths = {place: _width(code[:border], place) for place in _read_first([*moved, code[choice]])}
     if None in widths.values():
