@@ -38,7 +38,7 @@ class LLMOptions(EngineOptions):
     device: str = Field(
         "auto", description="cpu, cuda, cuda:1, mps, xpu, ...; auto: a GPU if there is one"
     )
-    attention: Literal["auto", "torch", "triton"] = Field(
+    attention: Literal["auto", "torch", "triton", "flash_attn"] = Field(
         "auto", description="attention kernels; auto: triton on a GPU, torch elsewhere"
     )
     rewrites: str | tuple[str, ...] = Field(

@@ -20,6 +20,7 @@ from assembler.distributed.launch import Launch, find_launch
 from assembler.distributed.ranks import Ranks
 from assembler.distributed.start import join_ranks, start_ranks
 from assembler.engine.build import build_runner
+from assembler.engine.kv_cache import attention_uses
 from assembler.errors import OptionError
 from assembler.kernels.dispatch import AttentionBackend, attention_backend
 from assembler.llm_options import LLMOptions
@@ -76,9 +77,11 @@ def load_rank(
     """Load this rank's share. Between two tensors rank 0 looks whether the others are alive."""
     tp = None if ranks is None else ranks.tp
     device = rank_device(options, local_rank)
-    backend = attention_backend(options.attention, device)
     assembly = _assemble(model, options, tp)
     dtype = _dtype(options.dtype, device, assembly.config)
+    cache_dtype = torch.float8_e4m3fn if options.kv_cache_dtype == "fp8" else dtype
+    uses = attention_uses(assembly.model, dtype, cache_dtype, options.page_size)
+    backend = attention_backend(options.attention, device, uses)
 
     def report(done: int, total: int) -> None:
         if ranks is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
 from typing import Literal, Protocol
@@ -11,11 +13,21 @@ import torch
 
 from assembler.errors import OptionError, did_you_mean
 from assembler.kernels.attention_options import AttentionOptions
+from assembler.kernels.flash_attention import (
+    AttentionUse,
+    FlashAttention,
+    device_problem,
+    package_problem,
+    refuse,
+    use_refusals,
+)
 from assembler.kernels.paged_attention_torch import GatherBuffers, paged_attention_torch
 from assembler.kernels.paged_batch import PagedBatch
 from assembler.kernels.store_kv_torch import store_kv_torch
 
-BACKEND_NAMES = ("auto", "torch", "triton")
+BACKEND_NAMES = ("auto", "torch", "triton", "flash_attn")
+
+_log = logging.getLogger(__name__)
 
 
 class AttentionBackend(Protocol):
@@ -23,6 +35,7 @@ class AttentionBackend(Protocol):
 
     name: str
     capturable: bool  # whether a CUDA graph can hold it: it reads no data on the host
+    reason: str  # why it was chosen
 
     def store_kv(
         self,
@@ -59,6 +72,7 @@ class TorchAttention:
 
     name = "torch"
     capturable = False
+    reason = ""
 
     def __init__(self) -> None:
         self.store_kv = store_kv_torch
@@ -70,6 +84,7 @@ class TritonAttention:
 
     name = "triton"
     capturable = True
+    reason = ""
 
     def __init__(self) -> None:
         # Triton is imported by those who use it only: it is not there on every platform.
@@ -81,14 +96,20 @@ class TritonAttention:
 
 
 def attention_backend(
-    name: Literal["auto", "torch", "triton"], device: torch.device | str
+    name: Literal["auto", "torch", "triton", "flash_attn"],
+    device: torch.device | str,
+    uses: Sequence[AttentionUse] = (),
 ) -> AttentionBackend:
-    """The backend called `name` for tensors on `device`.
+    """The backend called `name` for tensors on `device`; its `reason` says why it is that one.
 
-    "auto" is "triton" on CUDA and HIP devices where Triton is installed, "torch" elsewhere.
+    "auto" is "triton" on CUDA and HIP devices where Triton is installed, else "flash_attn" where
+    that is and computes all that is wanted, and "torch" elsewhere.
+
+    Args:
+        uses: what each attention block of the model wants of it.
 
     Raises:
-        OptionError: an unknown name, or "triton" where it cannot run.
+        OptionError: an unknown name, or a backend that cannot run there or compute that.
     """
     if name not in BACKEND_NAMES:
         raise OptionError(
@@ -96,18 +117,46 @@ def attention_backend(
             + did_you_mean(name, BACKEND_NAMES)
         )
     device = torch.device(device)
-    on_gpu = device.type == "cuda"  # HIP devices call themselves so too
-    installed = find_spec("triton") is not None
+    reason = "asked for"
     if name == "auto":
-        name = "triton" if on_gpu and installed else "torch"
+        name, reason = _choose(device, uses)
+    backend = _make(name, device, uses)
+    backend.reason = reason
+    _log.info("attention backend: %s (%s)", name, reason)
+    return backend
+
+
+def _choose(device: torch.device, uses: Sequence[AttentionUse]) -> tuple[str, str]:
+    """What "auto" is, and why."""
+    if device.type != "cuda":  # HIP devices call themselves so too
+        return "torch", f"auto: '{device}' is no CUDA or HIP device"
+    if find_spec("triton") is not None:
+        return "triton", f"auto: '{device}' is a CUDA or HIP device, and Triton computes everything"
+    problems = flash_problems(device, uses)
+    if not problems:
+        return "flash_attn", "auto: Triton is not installed, and flash-attn computes all of this"
+    return "torch", f"auto: Triton is not installed; flash_attn: {'; '.join(problems)}"
+
+
+def flash_problems(device: torch.device, uses: Sequence[AttentionUse]) -> list[str]:
+    """Why flash-attn cannot run on `device` and compute `uses`; empty: it can."""
+    problems = [problem for problem in (device_problem(device), package_problem()) if problem]
+    return problems + list(dict.fromkeys(reason for use in uses for reason in use_refusals(use)))
+
+
+def _make(name: str, device: torch.device, uses: Sequence[AttentionUse]) -> AttentionBackend:
+    """The backend of that name; raises `OptionError` where it cannot run."""
     if name == "torch":
         return TorchAttention()
-    if not installed:
+    if name == "flash_attn":
+        refuse(flash_problems(device, uses))
+        return FlashAttention()
+    if find_spec("triton") is None:
         raise OptionError(
             "attention backend 'triton' needs the package triton, which is not installed: "
             "run `pip install triton`, or take the backend 'torch'."
         )
-    if not on_gpu and os.environ.get("TRITON_INTERPRET") != "1":
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         raise OptionError(
             f"attention backend 'triton' needs a CUDA or HIP device and was asked for '{device}': "
             "take the backend 'torch', or set the environment variable TRITON_INTERPRET=1 before "

@@ -10,6 +10,8 @@ from torch import nn
 
 from assembler.blocks.context import CacheSpec
 from assembler.errors import OptionError
+from assembler.kernels.attention_options import AttentionOptions
+from assembler.kernels.flash_attention import AttentionUse
 
 # Keys [P, page_size, K, D] and values [P, page_size, K, Dv]; no values in a latent cache.
 KVCache = tuple[torch.Tensor, torch.Tensor | None]
@@ -21,10 +23,34 @@ _UNKNOWN_HOST_MEMORY = 16 << 30
 
 def cache_specs(model: nn.Module) -> list[CacheSpec]:
     """What each attention block of `model` caches, in the order of `cache_index`."""
+    return [block.cache_spec() for block in _attention_blocks(model)]
+
+
+def _attention_blocks(model: nn.Module) -> list[nn.Module]:
+    """Those that cache, in the order of `cache_index`."""
     blocks = [m for m in model.modules() if hasattr(m, "cache_spec") and hasattr(m, "cache_index")]
     blocks.sort(key=lambda block: block.cache_index)
     assert [block.cache_index for block in blocks] == list(range(len(blocks)))
-    return [block.cache_spec() for block in blocks]
+    return blocks
+
+
+def attention_uses(
+    model: nn.Module, dtype: torch.dtype, cache_dtype: torch.dtype, page_size: int
+) -> list[AttentionUse]:
+    """What each attention block of `model` will ask of its backend, in weights of `dtype`.
+
+    Latent attention states its options with each call; that it is latent stands in its spec.
+    """
+    uses = []
+    for block in _attention_blocks(model):
+        spec = block.cache_spec()
+        value_dim = spec.head_dim if spec.value_dim is None else spec.value_dim
+        options = AttentionOptions(1.0) if spec.latent else block.options()
+        use = AttentionUse(
+            options, spec.head_dim, value_dim, spec.latent, dtype, cache_dtype, page_size
+        )
+        uses.append(use)
+    return uses
 
 
 def length_border(model: nn.Module) -> int | None:
