@@ -8,8 +8,8 @@ token) with fewer layers and a small vocabulary, so that experts are most of the
 and transformers run the same checkpoint. The dense model has the same attention, and a feed-forward
 layer as wide as a token's experts together: what a mixture would cost if grouping were free and a
 batch chose alike. In prefills few layers flatter this engine: in the last one it does the wanted
-token only, which transformers does not. All take turns in one process; the processor time of one thread suffers least
-from what else runs on the machine.
+token only, which transformers does not. All take turns in one process; the processor time of one
+thread suffers least from what else runs on the machine.
 """
 
 from __future__ import annotations
