@@ -148,7 +148,9 @@ def _stages(gpu: GPU, per_stage: int, query: int, decode: bool, rows: int) -> in
     # Whole operands stay in shared memory until they are multiplied; small tiles are copied to
     # registers before the next one comes, which takes the place of one.
     buffers = room // per_stage + (rows < gpu.wide_matrix_rows or not gpu.wide_matrix_rows)
-    return max(1, min(4 if decode else 3, buffers))
+    # Blackwell's ptxas spills at four; three programs side by side then read ahead as far as two.
+    most = 4 if decode and not gpu.accumulates_aside else 3
+    return max(1, min(most, buffers))
 
 
 def choose_splits(programs: int, max_keys: int, num_processors: int) -> int:
