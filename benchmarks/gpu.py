@@ -1,0 +1,150 @@
+"""What this project does on a GPU: first whether it is right, then how fast it is.
+
+    python benchmarks/gpu.py [--only checks kernels models] [--json results.json]
+    python benchmarks/gpu.py --smoke           # tiny, on a CPU in Triton's interpreter: no numbers
+
+One table: every kernel beside the copy bandwidth, the products or torch's attention that the same
+process measured, whole models beside the bytes that they have to read, and what is aimed at. If a
+check fails, nothing is timed and the exit status is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+PARTS = ("checks", "kernels", "models")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--smoke", action="store_true", help="tiny shapes, nothing timed")
+    parser.add_argument("--models", nargs="+", default=["qwen3-0.6b", "qwen3-8b"])
+    parser.add_argument("--json", type=Path, help="write the rows there as well")
+    options = parser.parse_args(argv)
+    if options.smoke and options.device == "cuda":
+        options.device = "cpu"
+    if options.device == "cpu":  # read when Triton is imported
+        os.environ["TRITON_INTERPRET"] = "1"
+    return run(options)
+
+
+def run(options: argparse.Namespace) -> int:
+    """All that `options` name; the exit status."""
+    import torch
+    from gpu_timing import Clock, Result, measured_roof
+
+    device = torch.device(options.device)
+    if device.type != "cuda" and not options.smoke:
+        print("nothing is timed on a CPU: add --smoke", file=sys.stderr)
+        return 2
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print("no CUDA or HIP device: --smoke runs tiny shapes on a CPU", file=sys.stderr)
+        return 2
+    results: list[Result] = []
+    failed = False
+    clock = Clock(device, options.smoke)
+    with torch.no_grad():
+        if "checks" in options.only:
+            failed = not _check(device, options.smoke, results)
+        if not failed and {"kernels", "models"} & {*options.only}:
+            roof = measured_roof(clock)
+            if roof is not None:
+                copied = f"{roof.bytes_per_second / 1e12:.2f} TB/s"
+                product = f"{roof.flops_per_second / 1e12:.0f} TFLOP/s"
+                results.append(Result("device", roof.name, note=f"copy {copied}, {product}"))
+            _measure(options, clock, roof, results)
+    if options.json:
+        options.json.write_text(json.dumps(_report(device, options.smoke, results), indent=1))
+    return int(failed)
+
+
+def _check(device: Any, smoke: bool, results: list[Any]) -> bool:
+    """Run the checks, print those that fail; whether none did."""
+    from gpu_checks import checks
+    from gpu_model_checks import model_checks
+    from gpu_timing import Result
+
+    start, failures, count = time.perf_counter(), 0, 0
+    for group in (checks, model_checks):
+        for name, error_of, bound in group(device, smoke):
+            error, count = error_of(), count + 1
+            if error > bound:
+                failures += 1
+                results.append(Result("check", name, note=f"FAILED: {error:.3g} > {bound:.3g}"))
+                print(f"FAILED  {name}: error {error:.3g}, at most {bound:.3g}", flush=True)
+    seconds = time.perf_counter() - start
+    note = f"{count - failures} of {count} passed"
+    results.append(Result("check", "kernels and tiny models", note=note))
+    print(f"{note} in {seconds:.0f} s", flush=True)
+    return not failures
+
+
+def _measure(options: argparse.Namespace, clock: Any, roof: Any, results: list[Any]) -> None:
+    from gpu_kernels import kernel_rows
+    from gpu_models import model_rows
+
+    _print_head()
+    for row in results:
+        _print(row)
+    rows: list[Iterable[Any]] = []
+    if "kernels" in options.only:
+        rows.append(kernel_rows(clock, roof))
+    if "models" in options.only:
+        rows.append(model_rows(clock, roof, options.models))
+    for part in rows:
+        for row in part:
+            results.append(row)
+            _print(row)
+
+
+def _print_head() -> None:
+    heads = ("group", "what", "time", "share", "target", "")
+    print("{:<18} {:<38} {:>11} {:>8} {:>7} {}".format(*heads))
+
+
+def _print(row: Any) -> None:
+    took = "" if row.seconds is None else _time(row.seconds)
+    share = "" if row.share is None else f"{row.share:.1%}"
+    target = "" if row.target is None else f"{row.target:.0%}"
+    about = "; ".join(text for text in (row.verdict, row.of and f"of {row.of}", row.note) if text)
+    print(f"{row.group:<18} {row.name:<38} {took:>11} {share:>8} {target:>7} {about}", flush=True)
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1e6:.1f} us" if seconds < 1e-3 else f"{seconds * 1e3:.2f} ms"
+
+
+def _report(device: Any, smoke: bool, results: list[Any]) -> dict[str, Any]:
+    """The rows, and all that they depend on."""
+    import torch
+
+    versions = {"python": platform.python_version()}
+    for package in ("torch", "triton", "transformers", "flash-attn"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    on_gpu = device.type == "cuda"
+    return {
+        "measured": not smoke,
+        "device": torch.cuda.get_device_name(device) if on_gpu else "CPU (Triton's interpreter)",
+        "cuda": torch.version.cuda if on_gpu else None,
+        "hip": torch.version.hip if on_gpu else None,
+        "versions": versions,
+        "rows": [row.as_json() for row in results],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

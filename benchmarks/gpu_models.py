@@ -1,0 +1,215 @@
+"""Whole models with random weights at real shapes: one sequence, many, and where the time goes."""
+
+from __future__ import annotations
+
+import gc
+import random
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from gpu_configs import REAL, TINY, write_config
+from gpu_timing import Clock, Result
+
+from assembler import LLM, SamplingParams
+from assembler.engine.kv_cache import bytes_per_page, cache_specs
+from assembler.kernels.cost import Roof
+
+SINGLE_TARGET = {"qwen3-0.6b": 0.50, "qwen3-8b": 0.85}
+THROUGHPUT_TARGET = 0.60
+AHEAD_OF_TRANSFORMERS = 3.0
+Shapes = list[tuple[list[int], int]]  # prompt and number of new tokens
+
+
+def model_rows(clock: Clock, roof: Roof | None, names: list[str]) -> Iterator[Result]:
+    """Rows of each model; a part that fails is a row that says so, and the others go on."""
+    for name in ["qwen3"] if clock.smoke else names:
+        config = TINY[name] if clock.smoke else REAL[name]
+        with tempfile.TemporaryDirectory() as folder:
+            file = write_config(Path(folder), config)
+            try:
+                yield from _rows(clock, roof, name, file)
+            except Exception as error:
+                yield Result("model", name, note=f"FAILED: {type(error).__name__}: {error}")
+            _free()
+
+
+def nano_vllm_requests(count: int = 256, longest: int = 1024) -> Shapes:
+    """The requests of nano-vllm's `bench.py`, from its seed and in its order of draws."""
+    draws = random.Random(0)
+    least = min(100, longest)
+    prompts = [
+        [draws.randint(0, 10000) for _ in range(draws.randint(least, longest))]
+        for _ in range(count)
+    ]
+    return [(prompt, draws.randint(least, longest)) for prompt in prompts]
+
+
+def _rows(clock: Clock, roof: Roof | None, name: str, file: Path) -> Iterator[Result]:
+    llm = LLM(
+        file,
+        load="dummy",
+        dtype="float32" if clock.smoke else "bfloat16",
+        device=str(clock.device),
+        attention="triton",
+        max_model_len=64 if clock.smoke else 4096,
+        enable_prefix_caching=False,
+        kv_cache_memory_bytes=1 << 20 if clock.smoke else None,
+        seed=0,
+    )
+    stats = llm.engine.stats
+    yield Result("model", f"{name}, graphs", note=f"{stats.graph_memory / 2**20:.0f} MiB")
+    vocabulary = 300 if clock.smoke else 10001
+    yield _single(clock, roof, name, llm, vocabulary)
+    yield from _profiles(clock, name, llm, vocabulary)
+    shapes = nano_vllm_requests(2, 5) if clock.smoke else nano_vllm_requests()
+    shapes = [([token % vocabulary for token in prompt], n) for prompt, n in shapes]
+    if name != "qwen3-8b":  # the benchmark is nano-vllm's, of Qwen3-0.6B
+        yield from _throughput(clock, roof, name, llm, shapes, file)
+
+
+def traffic(llm: LLM, shapes: list[tuple[int, int]], together: bool) -> int:
+    """Bytes that decoding has to read: weights at each step, keys and values at each token.
+
+    Args:
+        shapes: (prompt, new tokens) of each request.
+        together: all run at once, so that a step's weights serve them all.
+    """
+    model = llm.model
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    if not getattr(model.lm_head, "tied", False):
+        weights -= model.embed.weight.numel() * model.embed.weight.element_size()
+    dtype = llm.engine.model_runner.kv_caches[0][0].dtype
+    per_token = bytes_per_page(cache_specs(model), 1, dtype)
+    read = sum(new * prompt + new * (new + 1) // 2 for prompt, new in shapes)
+    lengths = [new for _, new in shapes]
+    return weights * (max(lengths) if together else sum(lengths)) + per_token * read
+
+
+def _single(clock: Clock, roof: Roof | None, name: str, llm: LLM, vocabulary: int) -> Result:
+    """Decoding one sequence, against the time that its bytes take."""
+    prompt, new = (4, 3) if clock.smoke else (128, 512)
+    label = f"{name}, decode of 1 sequence"
+    _run(llm, [(_tokens(prompt, vocabulary), new)])
+    before = (llm.engine.stats.decode_time, llm.engine.stats.num_decode_tokens)
+    _run(llm, [(_tokens(prompt, vocabulary), new)])
+    stats = llm.engine.stats
+    seconds = (stats.decode_time - before[0]) / (stats.num_decode_tokens - before[1])
+    if roof is None:
+        return Result("model", label, note="ran")
+    floor = traffic(llm, [(prompt, new)], together=False) / new / roof.bytes_per_second
+    note = f"{1 / seconds:.0f} tok/s"
+    return Result(
+        "model", label, seconds, floor / seconds, "bytes / copy", SINGLE_TARGET.get(name), note
+    )
+
+
+def _profiles(clock: Clock, name: str, llm: LLM, vocabulary: int) -> Iterator[Result]:
+    """Steps of decodes under torch's profiler: how long the device works in each."""
+    for batch in [2] if clock.smoke else [1, 64, 256]:
+        steps = 2 if clock.smoke else 20
+        params = SamplingParams(temperature=0.6, ignore_eos=True, max_tokens=steps + 8)
+        for _ in range(batch):
+            llm.add_request(_tokens(8, vocabulary), params)
+        for _ in range(4):  # prefill, and the first decodes
+            llm.step()
+        activity = torch.profiler.ProfilerActivity
+        activities = [activity.CPU] if clock.smoke else [activity.CUDA]
+        with torch.profiler.profile(activities=activities) as profile:
+            start = time.perf_counter()
+            for _ in range(steps):
+                llm.step()
+            seconds = (time.perf_counter() - start) / steps
+        while not llm.is_finished():
+            llm.step()
+        label = f"{name}, step of {batch} decodes"
+        if clock.smoke:
+            yield Result("profile", label, note="ran")
+            continue
+        busy = sum(e.self_device_time_total for e in profile.key_averages()) / 1e6 / steps
+        note = f"host alone {(seconds - busy) * 1e3:.2f} ms"
+        yield Result("profile", label, seconds, busy / seconds, "step: device busy", note=note)
+
+
+def _throughput(
+    clock: Clock, roof: Roof | None, name: str, llm: LLM, shapes: Shapes, file: Path
+) -> Iterator[Result]:
+    """nano-vllm's benchmark, against the bytes it reads and against transformers."""
+    label = f"{name}, nano-vllm's benchmark"
+    _run(llm, shapes[:1])
+    start = time.perf_counter()
+    _run(llm, shapes, temperature=0.6)
+    ours = time.perf_counter() - start
+    new = sum(count for _, count in shapes)
+    lengths = [(len(prompt), count) for prompt, count in shapes]
+    bytes_read = traffic(llm, lengths, together=True)
+    if roof is None:
+        yield Result("model", label, note="ran")
+    else:
+        floor, note = bytes_read / roof.bytes_per_second, f"{new / ours:.0f} tok/s"
+        share = floor / ours
+        yield Result("model", label, ours, share, "KV + weights / copy", THROUGHPUT_TARGET, note)
+    runner = llm.engine.model_runner
+    runner.graphs = None
+    runner.kv_caches.clear()
+    _free()
+    theirs = transformers_seconds(file, clock.device, shapes)
+    label = f"{name}, continuous batching"
+    if roof is None:
+        yield Result("transformers", label, note="ran")
+        return
+    about = {"of": "transformers' time, ours in it", "target": AHEAD_OF_TRANSFORMERS}
+    note = f"{new / theirs:.0f} tok/s; time of theirs over ours"
+    yield Result("transformers", label, theirs, theirs / ours, note=note, **about)
+
+
+def transformers_seconds(file: Path, device: torch.device, shapes: Shapes) -> float:
+    """The same requests in transformers' continuous batching, weights random too."""
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    config = AutoConfig.from_pretrained(file.parent)
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    with device:
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    greedy = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
+    manager = model.init_continuous_batching(generation_config=greedy)
+    manager.start()
+    try:
+        _manage(manager, shapes[:1])
+        start = time.perf_counter()
+        _manage(manager, shapes)
+        return time.perf_counter() - start
+    finally:
+        manager.stop(block=True)
+
+
+def _manage(manager: Any, shapes: Shapes) -> None:
+    """Run requests through transformers' manager until all are done."""
+    waiting = {manager.add_request(prompt, max_new_tokens=count) for prompt, count in shapes}
+    while waiting:
+        result = manager.get_result(timeout=1)
+        if result is None and not manager.is_running():
+            raise RuntimeError("transformers' continuous batching has stopped")
+        if result is not None and result.is_finished():
+            waiting.discard(result.request_id)
+
+
+def _run(llm: LLM, shapes: Shapes, temperature: float = 0.0) -> None:
+    params = [
+        SamplingParams(temperature=temperature, ignore_eos=True, max_tokens=n) for _, n in shapes
+    ]
+    llm.generate([prompt for prompt, _ in shapes], params, use_tqdm=False)
+
+
+def _tokens(count: int, vocabulary: int) -> list[int]:
+    return [(7 * place) % vocabulary for place in range(count)]
+
+
+def _free() -> None:
+    """Give memory back before the next model."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
