@@ -39,7 +39,8 @@ def extras(project):
 
 def users_extras(extras):
     """What users may leave out."""
-    return set().union(*(names for extra, names in extras.items() if extra != "test"))
+    developers = ("test", "docs")
+    return set().union(*(names for extra, names in extras.items() if extra not in developers))
 
 
 def test_the_package_imports_what_it_declares(core, extras):
