@@ -175,7 +175,13 @@ def transformers_seconds(file: Path, device: torch.device, shapes: Shapes) -> fl
     with device:
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     greedy = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
-    manager = model.init_continuous_batching(generation_config=greedy)
+    sizes = {}
+    if device.type == "cpu":  # whose memory it would fill with its cache
+        from transformers import ContinuousBatchingConfig
+
+        small = ContinuousBatchingConfig(num_blocks=4, max_batch_tokens=64)
+        sizes = {"continuous_batching_config": small}
+    manager = model.init_continuous_batching(generation_config=greedy, **sizes)
     manager.start()
     try:
         _manage(manager, shapes[:1])

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence as SequenceOf
-from contextlib import AbstractContextManager, nullcontext
-
-import torch
 
 from assembler.engine.admission import Admission, TokenizerLike
-from assembler.engine.model_runner import ModelRunner
+from assembler.engine.model_runner import ModelRunner, current_device
 from assembler.engine.outputs import RequestOutput
 from assembler.engine.request import Request
 from assembler.engine.sampling_params import SamplingParams
@@ -231,8 +228,3 @@ class LLMEngine:
         if request.is_finished:
             del self._requests[request.request_id]
         return request.output(time.perf_counter())
-
-
-def current_device(device: torch.device) -> AbstractContextManager[None]:
-    """Make `device` the thread's current GPU, which is where Triton launches its kernels."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

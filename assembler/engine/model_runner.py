@@ -5,7 +5,7 @@ Shapes: T tokens of the step, S sequences, R rows that sample, V vocabulary, P p
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -70,9 +70,10 @@ class ModelRunner:
         )
         self.graphs: DecodeGraphs | None = None
         if graphs is not None and not enforce_eager:
-            self.graphs = record_decodes(
-                graphs, model, self._context, page_size=page_size, device=self.device
-            )
+            with current_device(self.device):
+                self.graphs = record_decodes(
+                    graphs, model, self._context, page_size=page_size, device=self.device
+                )
 
     def execute(self, batch: ScheduledBatch) -> list[int | None]:
         """Run the step; a new token for each of `batch.sampling_sequences`.
@@ -144,3 +145,8 @@ class ModelRunner:
         if self.device.type != "cuda":
             return torch.tensor(values, dtype=dtype, device=self.device)
         return torch.tensor(values, dtype=dtype, pin_memory=True).to(self.device, non_blocking=True)
+
+
+def current_device(device: torch.device) -> AbstractContextManager[None]:
+    """Make `device` the thread's current GPU, which is where Triton launches its kernels."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
