@@ -221,6 +221,7 @@ def test_where_graphs_are_recorded(caplog, monkeypatch):
     caplog.set_level("INFO")
     monkeypatch.setattr("assembler.engine.cuda_graphs.CUDACapture", lambda device: "capture")
     cuda, triton = torch.device("cuda"), attention_backend("triton", "cpu")
+    caplog.clear()
     found = graph_settings(3, 50, cuda, triton, alone=True)
     assert (found.batch_sizes, found.max_model_len, found.capture) == ([1, 2, 3], 50, "capture")
     assert graph_settings(3, 50, torch.device("cpu"), triton, alone=True) is None
