@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.util import find_spec
 
 import torch
@@ -50,7 +49,8 @@ class FlashAttention:
         missing = package_problem()
         if missing is not None:
             raise OptionError(f"attention backend 'flash_attn': {missing}")
-        package = import_module("flash_attn")
+        import flash_attn as package
+
         self._varlen: Callable[..., torch.Tensor] = package.flash_attn_varlen_func
         self._with_cache: Callable[..., torch.Tensor] = package.flash_attn_with_kvcache
         self.store_kv = store_kv_torch
@@ -115,7 +115,8 @@ def package_problem() -> str | None:
             "(it compiles itself, which needs a CUDA toolkit)"
         )
     try:
-        package = import_module("flash_attn")
+        import flash_attn as package
+
         found = package.__version__
         package.flash_attn_varlen_func, package.flash_attn_with_kvcache  # noqa: B018
     except (ImportError, AttributeError) as error:

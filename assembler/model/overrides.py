@@ -55,7 +55,7 @@ def parse_overrides(lines: Sequence[str]) -> list[Override]:
         elif key_path(override)[0] in _READ_BEFORE:
             findings.append(f"'{line}': {_READ_BEFORE[key_path(override)[0]]}")
         elif override.is_sweep_override():
-            findings.append(f"'{line}': sweeps are not supported; run once for each value")
+            findings.append(f"'{line}': is a sweep: -m runs the command for each value")
         else:
             parsed.append(override)
     if findings:

@@ -85,6 +85,6 @@ def test_a_gpu_keeps_room_for_the_largest_step(monkeypatch, tmp_path: Path):
     page = 2 * 3 * 2 * 8 * 16 * 4  # keys and values, layers, heads of 8, tokens of a page, float32
     for num_tokens in (64, 512):
         options = EngineOptions(max_num_batched_tokens=num_tokens, max_num_seqs=64)
-        pages = build._num_pages(model, options, 256, gpu, torch.float32, None)
+        pages = build._num_pages(model, options, 256, gpu, torch.float32, None, None)
         free = int(0.9 * (1 << 20)) - step_memory(model, num_tokens, 64)
         assert pages == free // page
