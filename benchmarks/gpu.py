@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _check(device: Any, smoke: bool, results: list[Any]) -> bool:
-    """Run the checks, print those that fail; whether none did."""
+    """Run and print the checks; whether none failed."""
     from gpu_checks import checks
     from gpu_model_checks import model_checks
     from gpu_timing import Result
@@ -79,10 +79,12 @@ def _check(device: Any, smoke: bool, results: list[Any]) -> bool:
     for group in (checks, model_checks):
         for name, error_of, bound in group(device, smoke):
             error, count = error_of(), count + 1
-            if error > bound:
+            failed = not error <= bound
+            said = f"{name}: error {error:.2g}, at most {bound:.2g}"
+            print(f"{'FAILED' if failed else 'ok'}  {said}", flush=True)
+            if failed:
                 failures += 1
-                results.append(Result("check", name, note=f"FAILED: {error:.3g} > {bound:.3g}"))
-                print(f"FAILED  {name}: error {error:.3g}, at most {bound:.3g}", flush=True)
+                results.append(Result("check", name, note=f"FAILED: {error:.2g} > {bound:.2g}"))
     seconds = time.perf_counter() - start
     note = f"{count - failures} of {count} passed"
     results.append(Result("check", "kernels and tiny models", note=note))
