@@ -24,7 +24,7 @@ Run = Callable[[Sequence[str]], str]
 def in_folder(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Run:
-    """A runner of commands, beginning in `folder`; it returns what they print."""
+    """A runner of commands, beginning in `folder`; it returns what they print, or the error."""
     monkeypatch.chdir(folder)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
@@ -43,7 +43,8 @@ def in_folder(
                 return _process([sys.executable, "-m", "torch.distributed.run", *arguments])
             case _:
                 return _process(argv)
-        return capsys.readouterr().out
+        printed = capsys.readouterr()
+        return printed.out or printed.err[printed.err.find("error: ") :]
 
     return run
 
