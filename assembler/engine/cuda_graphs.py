@@ -17,6 +17,7 @@ from __future__ import annotations
 import bisect
 import logging
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -223,7 +224,9 @@ class CUDACapture:
 def _host_reads_fail() -> Iterator[None]:
     """Operations that wait for the device raise RuntimeError: inside a graph they could not."""
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns that it does not find all of them
+        torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:
