@@ -139,9 +139,12 @@ def _grammar(text: str) -> Any:
     from hydra.errors import HydraException
 
     try:
-        return OverridesParser.create().parse_override(f"value={text}").value()
+        override = OverridesParser.create().parse_override(f"value={text}")
     except HydraException:
         raise OptionError(f"'{text}' is not a value Hydra's grammar knows") from None
+    if override.is_sweep_override():
+        raise OptionError("is a sweep: -m runs the command for each value; a list is [...]")
+    return override.value()
 
 
 def describe_options(

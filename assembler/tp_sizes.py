@@ -10,7 +10,7 @@ from pydantic import BeforeValidator
 def _sizes(value: Any) -> tuple[int, ...]:
     sizes = tuple(value) if isinstance(value, list | tuple) else (value,)
     if not sizes or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes):
-        raise ValueError("a number of ranks, or a list of such, is wanted")
+        raise ValueError("a number of ranks from 1 on, or a list of such, is wanted")
     return sizes
 
 

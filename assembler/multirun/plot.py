@@ -13,6 +13,16 @@ MOST_PANELS = 6
 _FORMATS = (".svg", ".png", ".pdf")
 
 
+def check_format(path: Path) -> None:
+    """Refuse an ending of which no picture is made.
+
+    Raises:
+        OptionError: naming those that there are.
+    """
+    if path.suffix not in _FORMATS:
+        raise OptionError(f"plot={path}: the name should end in {', '.join(_FORMATS)}")
+
+
 def write_plot(path: Path, results: Sequence[Result], columns: Sequence[str]) -> None:
     """Draw the columns that are numbers: the key with most values along, one line for each
     combination of the others.
@@ -20,8 +30,7 @@ def write_plot(path: Path, results: Sequence[Result], columns: Sequence[str]) ->
     Raises:
         OptionError: there is nothing to draw, matplotlib is missing, or the file cannot be written.
     """
-    if path.suffix not in _FORMATS:
-        raise OptionError(f"plot={path}: the name should end in {', '.join(_FORMATS)}")
+    check_format(path)
     chosen(results, columns)
     drawn = [n for n in columns if any(is_number(r.values.get(n)) for r in results)][:MOST_PANELS]
     if not drawn:

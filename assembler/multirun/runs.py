@@ -54,6 +54,10 @@ def multirun(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     from assembler.multirun.table import print_table, write_csv
 
     own, others = _own_options(argv)
+    if own.plot:
+        from assembler.multirun.plot import check_format
+
+        check_format(Path(own.plot))  # before the runs, which may take long
     models = _models_of(main)
     runs = expand_sweeps(others, {name for model in models for name in verbatim_fields(model)})
     has_json = any("format" in model.model_fields for model in models)
@@ -62,14 +66,19 @@ def multirun(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
         said = " ".join(f"{key}={value}" for key, value in run.values.items())
         print(f"[{number}/{len(runs)}] {said}", file=sys.stderr)
         results.append(_result(main, run, has_json))
-    columns = own.columns or differing(results)
-    if own.csv:
-        write_csv(Path(own.csv), results)
+    differ = differing(results)
+    try:
+        print_table(results, own.columns or differ)
+    except OptionError:  # what was asked for is not there; what has been computed still is
+        print_table(results, differ)
+        raise
+    finally:
+        if own.csv:
+            write_csv(Path(own.csv), results)
     if own.plot:
         from assembler.multirun.plot import write_plot
 
-        write_plot(Path(own.plot), results, columns)
-    print_table(results, columns)
+        write_plot(Path(own.plot), results, own.columns or differ)
     return max(result.status for result in results)
 
 

@@ -187,6 +187,7 @@ WRONG_OPTIONS: dict[str, tuple[str, str]] = {
     "twice": ("prompt=a", r"'prompt' is given twice"),
     "sweep": ("-m", r"give a key several of them"),
     "sweep, long": ("--multirun", r"give a key several of them"),
+    "swept without -m": ("temperature=0,1", r"temperature=0,1: is a sweep: -m runs the command"),
     "no pair": ("hello", r"'hello' is no key=value pair; --help"),
     "number": ("temperature=hot", r"temperature='hot': input should be a valid number"),
     "range": ("top_p=0", r"top_p=0: input should be greater than 0"),
