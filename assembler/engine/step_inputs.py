@@ -43,12 +43,21 @@ class StepInputs:
             sequence, start, count, samples = item
             end = start + count
             prompt = sequence.num_prompt_tokens
-            input_ids += sequence.token_ids[start:end]
-            positions += range(start, end)
-            # By position alone, so that a token computed again after a preemption is the same.
-            sequence_lengths += [max(prompt, position + 1) for position in range(start, end)]
-            slot_mapping += slots(sequence.pages, start, end, page_size)
-            logit_rows += range(cu_seqlens_q[-1], cu_seqlens_q[-1] + item.num_prompt_logits)
+            if count == 1:  # the same as below, in half the time
+                input_ids.append(sequence.token_ids[start])
+                positions.append(start)
+                sequence_lengths.append(end if end > prompt else prompt)
+                page = sequence.pages[start // page_size]
+                slot_mapping.append(page * page_size + start % page_size)
+            else:
+                input_ids += sequence.token_ids[start:end]
+                positions += range(start, end)
+                # By position alone: a token computed again after a preemption is the same.
+                sequence_lengths += [max(prompt, place + 1) for place in range(start, end)]
+                slot_mapping += slots(sequence.pages, start, end, page_size)
+            if sequence.needs_prompt_logits:
+                first = cu_seqlens_q[-1]
+                logit_rows += range(first, first + item.num_prompt_logits)
             cu_seqlens_q.append(len(input_ids))
             context_lens.append(end)
             if samples:
@@ -122,8 +131,6 @@ def _page_table(batch: ScheduledBatch, page_size: int) -> list[list[int]]:
 
 def slots(pages: SequenceOf[int], start: int, end: int, page_size: int) -> list[int]:
     """Where the tokens at positions `start` to `end` of a sequence are stored."""
-    if end - start == 1:  # a decode
-        return [pages[start // page_size] * page_size + start % page_size]
     found: list[int] = []
     for number in range(start // page_size, (end - 1) // page_size + 1):
         first = max(start - number * page_size, 0)
