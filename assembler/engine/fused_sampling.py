@@ -7,6 +7,7 @@ from collections.abc import Sequence as SequenceOf
 
 import torch
 
+from assembler.engine.host_copies import to_device
 from assembler.engine.sampling_params import SamplingParams
 from assembler.kernels.sampling_torch import RowSettings
 
@@ -15,7 +16,7 @@ def row_settings(params: SequenceOf[SamplingParams], device: torch.device) -> Ro
     """What the kernel takes for rows of these parameters."""
 
     def column(values: list[float], dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.tensor(values, dtype=dtype, device=device)
+        return to_device(values, dtype, device)
 
     return RowSettings(
         temperature=column([0.0 if p.is_greedy else p.temperature for p in params]),
@@ -36,5 +37,5 @@ def draw_in_one_pass(
     # Triton is imported by those who use it only: it is not there on every platform.
     from assembler.kernels.sampling_triton import sample_by_number
 
-    column = torch.tensor(numbers, dtype=torch.float32, device=logits.device)
+    column = to_device(numbers, torch.float32, logits.device)
     return sample_by_number(logits, *row_settings(params, logits.device), column)

@@ -14,6 +14,7 @@ from torch import nn
 from assembler.blocks.context import ForwardContext
 from assembler.engine.cpu_step import cpu_step
 from assembler.engine.cuda_graphs import DecodeGraphs, GraphSettings, record_decodes
+from assembler.engine.host_copies import to_device
 from assembler.engine.kv_cache import KVCache, allocate_kv_caches, cache_specs
 from assembler.engine.peers import Peers
 from assembler.engine.sampler import Sampler
@@ -141,10 +142,7 @@ class ModelRunner:
         return logits[sampled]
 
     def _tensor(self, values: list, dtype: torch.dtype) -> torch.Tensor:
-        """`values` on the device; a GPU copies them while the host goes on."""
-        if self.device.type != "cuda":
-            return torch.tensor(values, dtype=dtype, device=self.device)
-        return torch.tensor(values, dtype=dtype, pin_memory=True).to(self.device, non_blocking=True)
+        return to_device(values, dtype, self.device)
 
 
 def current_device(device: torch.device) -> AbstractContextManager[None]:

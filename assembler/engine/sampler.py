@@ -23,6 +23,7 @@ from assembler.engine.candidates import (
     whole_vocabulary,
 )
 from assembler.engine.fused_sampling import draw_in_one_pass
+from assembler.engine.host_copies import to_device
 from assembler.engine.logit_rules import RuledRow, apply_bans, apply_bias
 from assembler.engine.logprobs import token_logprobs
 from assembler.engine.penalties import PenalisedRow, apply_penalties
@@ -93,7 +94,7 @@ class Sampler:
             numbers = self._uniforms([sequences[row] for row in rows])
             if runs_fused(logits):
                 params = [sequences[row].params for row in rows]
-                index = torch.tensor(rows, device=logits.device)
+                index = to_device(rows, torch.int64, logits.device)
                 token_ids[index] = draw_in_one_pass(_rows(logits, rows), params, numbers)
             else:
                 draws = dict(zip(rows, numbers, strict=True))
@@ -143,7 +144,7 @@ def _rows(logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
     """Those `rows` of `logits` [R, V]; no copy if they are all of them."""
     if len(rows) == len(logits):
         return logits if rows == sorted(rows) else logits[rows]
-    return logits[torch.tensor(rows, device=logits.device)]
+    return logits[to_device(rows, torch.int64, logits.device)]
 
 
 def _draw_all(
