@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> int:
     """All that `options` name; the exit status."""
     import torch
-    from gpu_timing import Clock, Result, measured_roof
+    from gpu_timing import FAILED, Clock, Result, measured_roof
 
     device = torch.device(options.device)
     if device.type != "cuda" and not options.smoke:
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     if device.type == "cuda" and not torch.cuda.is_available():
         print("no CUDA or HIP device: --smoke runs tiny shapes on a CPU", file=sys.stderr)
         return 2
-    results: list[Result] = []
+    results = Results(device, options)
     failed = False
     clock = Clock(device, options.smoke)
     with torch.no_grad():
@@ -64,16 +64,28 @@ def run(options: argparse.Namespace) -> int:
                 product = f"{roof.flops_per_second / 1e12:.0f} TFLOP/s"
                 results.append(Result("device", roof.name, note=f"copy {copied}, {product}"))
             _measure(options, clock, roof, results)
-    if options.json:
-        options.json.write_text(json.dumps(_report(device, options.smoke, results), indent=1))
-    return int(failed)
+    return int(failed or any(row.note.startswith(FAILED) for row in results))
 
 
-def _check(device: Any, smoke: bool, results: list[Any]) -> bool:
+class Results(list):
+    """The rows; the file is written with each, so that a run that is cut short leaves it."""
+
+    def __init__(self, device: Any, options: argparse.Namespace) -> None:
+        super().__init__()
+        self._device, self._options = device, options
+
+    def append(self, row: Any) -> None:
+        super().append(row)
+        if self._options.json:
+            report = _report(self._device, self._options.smoke, self)
+            self._options.json.write_text(json.dumps(report, indent=1))
+
+
+def _check(device: Any, smoke: bool, results: Results) -> bool:
     """Run and print the checks; whether none failed."""
     from gpu_checks import checks
     from gpu_model_checks import model_checks
-    from gpu_timing import Result
+    from gpu_timing import FAILED, Result
 
     start, failures, count = time.perf_counter(), 0, 0
     for group in (checks, model_checks):
@@ -81,10 +93,10 @@ def _check(device: Any, smoke: bool, results: list[Any]) -> bool:
             error, count = error_of(), count + 1
             failed = not error <= bound
             said = f"{name}: error {error:.2g}, at most {bound:.2g}"
-            print(f"{'FAILED' if failed else 'ok'}  {said}", flush=True)
+            print(f"{FAILED if failed else 'ok'}  {said}", flush=True)
             if failed:
                 failures += 1
-                results.append(Result("check", name, note=f"FAILED: {error:.2g} > {bound:.2g}"))
+                results.append(Result("check", name, note=f"{FAILED}: {error:.2g} > {bound:.2g}"))
     seconds = time.perf_counter() - start
     note = f"{count - failures} of {count} passed"
     results.append(Result("check", "kernels and tiny models", note=note))
@@ -92,7 +104,7 @@ def _check(device: Any, smoke: bool, results: list[Any]) -> bool:
     return not failures
 
 
-def _measure(options: argparse.Namespace, clock: Any, roof: Any, results: list[Any]) -> None:
+def _measure(options: argparse.Namespace, clock: Any, roof: Any, results: Results) -> None:
     from gpu_kernels import kernel_rows
     from gpu_models import model_rows
 

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from assembler.kernels.attention_options import AttentionOptions
 from assembler.kernels.cost import AttentionShape
+from assembler.kernels.dispatch import flash_problems
+from assembler.kernels.flash_attention import AttentionUse, FlashAttention
 from assembler.kernels.gating import Gating, gated_torch
 from assembler.kernels.grouped_mlp_torch import grouped_mlp_torch
 from assembler.kernels.head_steps import HeadSteps, rope_store_kv_torch
@@ -22,6 +24,7 @@ from assembler.kernels.paged_attention_torch import paged_attention_torch
 from assembler.kernels.sampling_torch import RowSettings
 from assembler.kernels.store_kv_torch import store_kv_torch
 
+Attend = Callable[..., torch.Tensor]  # as `paged_attention_torch`
 Check = tuple[str, Callable[[], float], float]  # what, its largest error, the bound of that
 
 TOLERANCE = {torch.bfloat16: 3e-2, torch.float16: 5e-3, torch.float32: 1e-4}
@@ -39,6 +42,7 @@ def checks(device: torch.device, smoke: bool) -> Iterator[Check]:
     dtypes = [torch.float32] if smoke else [torch.bfloat16, torch.float16, torch.float32]
     for dtype in dtypes:
         yield from _attention_checks(device, dtype, smoke)
+        yield from _flash_checks(device, dtype)
         tokens, width = (3, 48) if smoke else (257, 4096)
         yield from _row_checks(device, dtype, tokens, width)
         yield from _head_checks(device, dtype, 3 if smoke else 130)
@@ -59,11 +63,33 @@ def _attention_checks(device: torch.device, dtype: torch.dtype, smoke: bool) -> 
             plain = kind == "plain" and (dim == 128 or dtype == torch.bfloat16)
             if smoke or plain or (dim == 128 and dtype == torch.bfloat16):
                 cases.append((f"{kind}, D={dim}", shape, options))
+    attend = _paged_attention()
     for about, shape, options in cases:
         for name, lens in (SMALL_STEPS if smoke else STEPS).items():
             inputs = attention_inputs(shape, *lens, device, dtype)
-            check = partial(_attention_error, inputs, options)
+            check = partial(_attention_error, attend, inputs, options)
             yield f"attention {name}, {about}, {_name(dtype)}", check, TOLERANCE[dtype]
+
+
+def _paged_attention() -> Attend:
+    # Triton reads its settings when it is imported, which this module's importers may come before.
+    from assembler.kernels.paged_attention_triton import paged_attention_triton
+
+    return paged_attention_triton
+
+
+def _flash_checks(device: torch.device, dtype: torch.dtype) -> Iterator[Check]:
+    """The package flash-attn, where it is installed."""
+    shape = AttentionShape(heads=8, kv_heads=2, head_dim=128)
+    for kind, options in _options(shape, device).items():
+        use = AttentionUse(options, 128, 128, False, dtype, dtype, page_size=256)
+        if flash_problems(device, [use]):
+            continue
+        attend = FlashAttention().attend
+        for name, lens in STEPS.items():
+            inputs = attention_inputs(shape, *lens, device, dtype, page_size=256)
+            check = partial(_attention_error, attend, inputs, options)
+            yield f"flash_attn {name}, {kind}, {_name(dtype)}", check, TOLERANCE[dtype]
 
 
 def _options(shape: AttentionShape, device: torch.device) -> dict[str, AttentionOptions]:
@@ -78,10 +104,8 @@ def _options(shape: AttentionShape, device: torch.device) -> dict[str, Attention
     }
 
 
-def _attention_error(inputs: AttentionInputs, options: AttentionOptions) -> float:
-    from assembler.kernels.paged_attention_triton import paged_attention_triton
-
-    got = paged_attention_triton(inputs.q, inputs.k_cache, inputs.v_cache, inputs.batch, options)
+def _attention_error(attend: Attend, inputs: AttentionInputs, options: AttentionOptions) -> float:
+    got = attend(inputs.q, inputs.k_cache, inputs.v_cache, inputs.batch, options)
     exact = inputs.to(torch.float64)
     wanted = paged_attention_torch(exact.q, exact.k_cache, exact.v_cache, exact.batch, options)
     return _error(got, wanted)

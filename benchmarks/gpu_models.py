@@ -6,13 +6,15 @@ import gc
 import random
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from gpu_configs import REAL, TINY, write_config
-from gpu_timing import Clock, Result
+from gpu_timing import FAILED, Clock, Result
+from torch.autograd import DeviceType
 
 from assembler import LLM, SamplingParams
 from assembler.engine.kv_cache import bytes_per_page, cache_specs
@@ -33,7 +35,8 @@ def model_rows(clock: Clock, roof: Roof | None, names: list[str]) -> Iterator[Re
             try:
                 yield from _rows(clock, roof, name, file)
             except Exception as error:
-                yield Result("model", name, note=f"FAILED: {type(error).__name__}: {error}")
+                traceback.print_exc()
+                yield Result("model", name, note=f"{FAILED}: {type(error).__name__}: {error}")
             _free()
 
 
@@ -129,7 +132,8 @@ def _profiles(clock: Clock, name: str, llm: LLM, vocabulary: int) -> Iterator[Re
         if clock.smoke:
             yield Result("profile", label, note="ran")
             continue
-        busy = sum(e.self_device_time_total for e in profile.key_averages()) / 1e6 / steps
+        kernels = (e for e in profile.key_averages() if e.device_type != DeviceType.CPU)
+        busy = sum(kernel.self_device_time_total for kernel in kernels) / 1e6 / steps
         note = f"host alone {(seconds - busy) * 1e3:.2f} ms"
         yield Result("profile", label, seconds, busy / seconds, "step: device busy", note=note)
 

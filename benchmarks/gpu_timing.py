@@ -12,6 +12,7 @@ import torch
 from assembler.kernels.cost import Cost, Roof
 
 COPIED = 1 << 30  # bytes of the tensor whose copy is timed
+FAILED = "FAILED"  # how the note of a row begins that is wrong
 PRODUCT = 8192  # rows and columns of the matrices whose product is timed
 
 
