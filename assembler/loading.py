@@ -291,10 +291,12 @@ def _headers(checkpoint: str | Path, download: bool) -> CheckpointIndex:
 def _config_alone(path: Path) -> Mapping[str, Any] | None:
     """config.json itself, or of a folder: sizes without weights. None if it is something else."""
     file = path / "config.json" if path.is_dir() else path
-    if file.suffix != ".json" or not file.is_file():
-        return None
     try:
+        if file.suffix != ".json" or not file.is_file():
+            return None
         config = json.loads(file.read_text("utf-8"))
+    except PermissionError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}.") from None
     except ValueError as error:
         raise CheckpointError(f"{file}: cannot be read as JSON: {error}") from None
     if not isinstance(config, dict):

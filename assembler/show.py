@@ -6,6 +6,7 @@ blocks and how they are wired, every parameter and the tensors on disk that fill
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -164,7 +165,8 @@ def _is_config_alone(checkpoint: str | Path | None) -> bool:
     if checkpoint is None or not path.is_dir():
         return path.suffix == ".json"
     weights = any(path.glob("*.safetensors*")) or any(path.glob("*.gguf"))
-    return (path / "config.json").is_file() and not weights
+    # os.path: a folder that may not be read is the loader's to refuse
+    return os.path.isfile(path / "config.json") and not weights
 
 
 if __name__ == "__main__":

@@ -60,7 +60,8 @@ def draft_architecture(
     _check_free(files, force)
     with tempfile.TemporaryDirectory(prefix="assembler-draft-") as folder:
         best = best_attempt(index, name, roots, Path(folder), parent=parent)
-    texts = draft_texts(best, str(checkpoint), name)
+    local = Path(checkpoint).expanduser()  # the conf may be read from any folder
+    texts = draft_texts(best, str(local.resolve() if local.exists() else checkpoint), name)
     _write(dict(zip(files, texts, strict=True)), out)
     return _report(best, files, str(checkpoint), name)
 
@@ -170,11 +171,19 @@ def _report(best: Attempt, files: tuple[Path, Path], checkpoint: str, name: str)
         checkpoint=checkpoint,
         tensors=(totals.tensors_covered if totals else 0, count),
         parameters=(totals.parameters_filled, totals.parameters) if totals else (0, 0),
-        findings=tuple(map(str, plan.errors)) if plan else (plain_error(best),),
+        findings=_findings(best, files[1]),
         guesses=tuple(guesses),
         unplaced=tuple(best.unplaced),
         unknown=best.anatomy.unknown,
     )
+
+
+def _findings(best: Attempt, weight_map: Path) -> tuple[str, ...]:
+    """What is left to do. The map of the attempt, which has gone, is named as it was written."""
+    if not best.map:
+        return (plain_error(best),)
+    attempted = re.compile(rf"[^\s(]*assembler-draft-[^\s)]*/{re.escape(weight_map.name)}(:\d+)?")
+    return tuple(attempted.sub(lambda _: str(weight_map), str(e)) for e in best.map.plan.errors)
 
 
 def _checked_name(name: str | None, config: Mapping[str, Any], roots: Sequence[Path]) -> str:

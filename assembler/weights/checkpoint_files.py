@@ -56,10 +56,17 @@ class LocalFiles:
         self.root = folder
 
     def names(self) -> list[str]:
-        return sorted(path.name for path in self.root.iterdir() if path.is_file())
+        try:
+            return sorted(path.name for path in self.root.iterdir() if path.is_file())
+        except PermissionError as error:
+            raise CheckpointError(f"{self.root}: cannot be read: {error.strerror}.") from error
 
     def has(self, name: str) -> bool:
-        return (self.root / name).is_file()
+        file = self.root / name
+        try:
+            return file.is_file()
+        except PermissionError as error:
+            raise CheckpointError(f"{file}: cannot be read: {error.strerror}.") from error
 
     def read(self, name: str) -> bytes:
         file = self.root / name

@@ -89,6 +89,17 @@ def test_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status == 0 and json.loads(out)["complete"] is True
 
 
+def test_paths_that_hold_from_any_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = write_checkpoint(tmp_path / "ck")
+    monkeypatch.chdir(tmp_path)
+    run(capsys, "checkpoint=ck", "out=mine", "parent=gpt2")
+    assert f"checkpoint: {checkpoint}" in (tmp_path / "mine/conf/heron.yaml").read_text()
+    _, out, _ = run(capsys, "checkpoint=ck", "out=mine", "parent=opt", "force=true")
+    assert "assembler-draft-" not in out  # the folder of the attempts, which has gone
+
+
 def test_wrong_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = f"checkpoint={write_checkpoint(tmp_path / 'ck')}"
     assert "which checkpoint" in run(capsys, f"out={tmp_path}")[2]

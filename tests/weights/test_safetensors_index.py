@@ -224,6 +224,15 @@ def test_header_of_ninety_thousand_tensors(tmp_path: Path):
 # --- shards -------------------------------------------------------------------------------------
 
 
+def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(self: Path, **_):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(CheckpointError, match="cannot be read: Permission denied"):
+        read_checkpoint_index(tmp_path)
+
+
 def test_shards_with_an_index(tmp_path: Path):
     write_shards(tmp_path, {"model-1.safetensors": ["a", "b"], "model-2.safetensors": ["c"]})
     index = read_checkpoint_index(tmp_path)
