@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from docs_site import build_site
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "tests" / "show"))
+sys.path.append(str(Path(__file__).parent / "show"))
 
-from devtools import Browser, browser, find_chromium  # noqa: E402 (beside the pages of models)
+from devtools import Browser, browser, find_chromium  # beside the tests of models' pages
 
 pytestmark = pytest.mark.browser
 
@@ -22,12 +20,7 @@ pytestmark = pytest.mark.browser
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built site."""
-    pytest.importorskip("zensical", reason="pip install -e '.[docs]'")
-    folder = tmp_path_factory.mktemp("site")
-    shutil.copy(ROOT / "mkdocs.yml", folder)
-    shutil.copytree(ROOT / "docs", folder / "docs")
-    subprocess.run([sys.executable, "-m", "zensical", "build"], cwd=folder, check=True, timeout=120)
-    return folder / "site"
+    return build_site(tmp_path_factory.mktemp("site"))
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from tiny_llama import save_llama
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 FOLDERS = sorted(path.name for path in EXAMPLES.iterdir() if path.is_dir())
-REAL_WEIGHTS = {"offline_generation", "export_after_change", "tensor_parallel"}
+# These take real weights, or many runs.
+SLOW = {"offline_generation", "export_after_change", "override_sweep", "tensor_parallel"}
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def copy(tmp_path: Path):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[pytest.mark.slow] if n in REAL_WEIGHTS else []) for n in FOLDERS],
+    [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in FOLDERS],
 )
 def test_its_page_is_true(name: str, copy, monkeypatch, capsys):
     folder = copy(name)
@@ -59,12 +60,3 @@ def test_an_export_holds_the_change_and_nothing_else(copy, tmp_path, monkeypatch
     assert before.keys() == after.keys()
     changed = [name for name in before if not torch.equal(before[name], after[name])]
     assert changed == ["model.layers.1.mlp.down_proj.weight"]
-
-
-@pytest.mark.slow
-def test_torchrun_gives_the_text_of_one_process(copy, tmp_path, monkeypatch, capsys):
-    save_llama(tmp_path / "model")
-    run = in_folder(copy("tensor_parallel"), monkeypatch, capsys)
-    alone = run(["python", "generate.py", str(tmp_path / "model")])
-    two = ["torchrun", "--nproc-per-node", "2", "generate.py", str(tmp_path / "model")]
-    assert run(two) == alone != ""
