@@ -88,11 +88,10 @@ class TritonAttention:
 
     def __init__(self) -> None:
         # Triton is imported by those who use it only: it is not there on every platform.
-        from assembler.kernels.paged_attention_triton import paged_attention_triton
-        from assembler.kernels.store_kv_triton import store_kv_triton
+        from assembler.kernels.operations import attend, store_kv
 
-        self.store_kv = store_kv_triton
-        self.attend = paged_attention_triton
+        self.store_kv = store_kv
+        self.attend = attend
 
 
 def attention_backend(

@@ -56,9 +56,9 @@ class FlashAttention:
         self.store_kv = store_kv_torch
         self.capturable = find_spec("triton") is not None
         if self.capturable:  # without a look at the slots from the host
-            from assembler.kernels.store_kv_triton import store_kv_triton
+            from assembler.kernels.operations import store_kv
 
-            self.store_kv = store_kv_triton
+            self.store_kv = store_kv
 
     def attend(
         self,

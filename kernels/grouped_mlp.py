@@ -6,12 +6,11 @@ Shapes: N tokens, K experts a token, E experts, H hidden, I intermediate (this r
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
-from importlib.util import find_spec
 
 import torch
 
 from assembler.kernels.expert_weights import ExpertWeights
+from assembler.kernels.fused import INSTALLED
 from assembler.kernels.gating import Gating
 from assembler.kernels.grouped_mlp_meta import grouped_mlp_meta
 from assembler.kernels.grouped_mlp_torch import grouped_mlp_torch
@@ -50,19 +49,14 @@ def kernel_for(
     """The implementation that `grouped_mlp` takes on that device (HIP devices are "cuda" too)."""
     if device.type == "meta":
         return grouped_mlp_meta
-    if device.type == "cuda" and not needs_gradient and _triton_is_there():
+    if device.type == "cuda" and not needs_gradient and INSTALLED:
         # Triton is imported by those who use it only: it is not there on every platform.
         from assembler.kernels.activation_triton import KNOWN_ACTIVATIONS
-        from assembler.kernels.grouped_mlp_triton import grouped_mlp_triton
+        from assembler.kernels.operations import run_experts
 
         if activation in KNOWN_ACTIVATIONS:
-            return grouped_mlp_triton
+            return run_experts
     return grouped_mlp_torch
-
-
-@cache
-def _triton_is_there() -> bool:
-    return find_spec("triton") is not None
 
 
 def _needs_gradient(x: torch.Tensor, weights: torch.Tensor, experts: ExpertWeights) -> bool:

@@ -158,11 +158,31 @@ def grouped_mlp_triton(
     weigh_input: bool = False,
 ) -> torch.Tensor:
     """Same contract as `grouped_mlp`; the gating is one of `KNOWN_ACTIVATIONS`."""
-    (num_tokens, top_k), (num_experts, hidden, inner_size) = chosen.shape, experts.down.shape
+    matrices = experts.gate_up, experts.down
+    biases = experts.gate_up_bias, experts.down_bias
+    form = gating.name, gating.limit, gating.up_offset
+    return launch_experts(x, chosen, weights, *matrices, *biases, *form, weigh_input)
+
+
+def launch_experts(
+    x: torch.Tensor,
+    chosen: torch.Tensor,
+    weights: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    gate_up_bias: torch.Tensor | None,
+    down_bias: torch.Tensor | None,
+    activation: str,
+    limit: float | None,
+    up_offset: float,
+    weigh_input: bool,
+) -> torch.Tensor:
+    """`grouped_mlp_triton` with the fields of `ExpertWeights` and `Gating` spread out."""
+    (num_tokens, top_k), (num_experts, hidden, inner_size) = chosen.shape, down.shape
     rows = num_tokens * top_k
     if rows == 0:
-        return torch.zeros_like(x)
-    assert experts.gate_up.is_contiguous() and experts.down.is_contiguous()
+        return x.new_zeros(x.shape)
+    assert gate_up.is_contiguous() and down.is_contiguous()
     x, weights = x.contiguous(), weights.contiguous()
     tiling = choose_tiling(rows, num_experts, x.element_size())
     order, tile_expert, tile_row, expert_end = sort_into_tiles(chosen, num_experts, tiling.BLOCK_M)
@@ -174,29 +194,29 @@ def grouped_mlp_triton(
     experts_up_kernel[(triton.cdiv(inner_size, tiling.BLOCK_N), len(tile_row))](
         inner,
         x,
-        experts.gate_up,
-        experts.gate_up if experts.gate_up_bias is None else experts.gate_up_bias,
+        gate_up,
+        gate_up if gate_up_bias is None else gate_up_bias,
         weights,
         order,
         tile_expert,
         tile_row,
         expert_end,
-        gating.limit or 0.0,
-        gating.up_offset,
+        limit or 0.0,
+        up_offset,
         HIDDEN=hidden,
         INNER=inner_size,
         TOP_K=top_k,
-        ACTIVATION=KNOWN_ACTIVATIONS[gating.name],
-        HAS_BIAS=experts.gate_up_bias is not None,
-        HAS_LIMIT=gating.limit is not None,
+        ACTIVATION=KNOWN_ACTIVATIONS[activation],
+        HAS_BIAS=gate_up_bias is not None,
+        HAS_LIMIT=limit is not None,
         WEIGH=weigh_input,
         **options,
     )
     experts_down_kernel[(triton.cdiv(hidden, tiling.BLOCK_N), len(tile_row))](
         out,
         inner,
-        experts.down,
-        experts.down if experts.down_bias is None else experts.down_bias,
+        down,
+        down if down_bias is None else down_bias,
         weights,
         order,
         tile_expert,
@@ -204,7 +224,7 @@ def grouped_mlp_triton(
         expert_end,
         HIDDEN=hidden,
         INNER=inner_size,
-        HAS_BIAS=experts.down_bias is not None,
+        HAS_BIAS=down_bias is not None,
         WEIGH=not weigh_input,
         **options,
     )
