@@ -161,7 +161,8 @@ def record_decodes(
         for size in reversed(settings.batch_sizes):
             _record(graphs, size, run, capture)
     except RuntimeError as error:
-        _log.warning("decodes run without CUDA graphs: %s", str(error).splitlines()[0])
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        _log.warning("decodes run without CUDA graphs: %s", reason)
         return None
     graphs.sizes = sorted(graphs.replays)
     graphs.memory = max(0, free - capture.free_memory())
