@@ -57,10 +57,10 @@ def reference(gguf):
     return model.eval(), AutoTokenizer.from_pretrained(folder, gguf_file=name)
 
 
-def greedy_by_transformers(model, prompt_ids):
+def greedy_by_transformers(model, prompt_ids, new_tokens=NEW_TOKENS):
     ids = torch.tensor([prompt_ids])
     out = model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, do_sample=False
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=False
     )
     return out[0, len(prompt_ids) :].tolist()
 
