@@ -9,6 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
+from assembler.kernels.traced import operation
+
 _BLOCK = 1024
 
 
@@ -35,7 +37,7 @@ def embed_kernel(
     tl.store(out_ptr + place * WIDTH + columns, x, mask=columns < WIDTH)
 
 
-@torch.library.custom_op("assembler::embed", mutates_args=())
+@operation("assembler::embed")
 def embed_triton(
     tokens: torch.Tensor, weight: torch.Tensor, factor: float = 1.0, first: int = 0
 ) -> torch.Tensor:

@@ -15,6 +15,7 @@ import triton.language as tl
 
 from assembler.kernels.activation_triton import KNOWN_ACTIVATIONS, activate
 from assembler.kernels.fused import as_rows
+from assembler.kernels.traced import operation
 
 _BLOCK = 1024
 
@@ -51,7 +52,7 @@ def gated_kernel(
     tl.store(out_ptr + row * WIDTH + columns, (gate * up).to(dtype), mask=mask)
 
 
-@torch.library.custom_op("assembler::gated", mutates_args=())
+@operation("assembler::gated")
 def gated_triton(
     gate: torch.Tensor,
     up: torch.Tensor,

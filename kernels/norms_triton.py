@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from assembler.kernels.fused import MAX_WIDTH, as_rows
+from assembler.kernels.traced import operation
 
 
 @triton.jit
@@ -93,13 +94,13 @@ def norm_kernel(
     tl.store(out_ptr + rows * WIDTH + columns, out, mask=mask)
 
 
-@torch.library.custom_op("assembler::rms_norm", mutates_args=())
+@operation("assembler::rms_norm")
 def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float, offset: int) -> torch.Tensor:
     """`rms_norm_torch`, in one kernel: x [..., width <= MAX_WIDTH] -> the same, contiguous."""
     return _launch(x, None, weight, None, eps, offset, layer=False)[0]
 
 
-@torch.library.custom_op("assembler::add_rms_norm", mutates_args=())
+@operation("assembler::add_rms_norm")
 def add_rms_norm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor | None, eps: float, offset: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -107,7 +108,7 @@ def add_rms_norm(
     return _launch(x, residual, weight, None, eps, offset, layer=False)
 
 
-@torch.library.custom_op("assembler::layer_norm", mutates_args=())
+@operation("assembler::layer_norm")
 def layer_norm(
     x: torch.Tensor,
     weight: torch.Tensor | None,
@@ -119,7 +120,7 @@ def layer_norm(
     return _launch(x, None, weight, bias, eps, offset, layer=True)[0]
 
 
-@torch.library.custom_op("assembler::add_layer_norm", mutates_args=())
+@operation("assembler::add_layer_norm")
 def add_layer_norm(
     x: torch.Tensor,
     residual: torch.Tensor,

@@ -1,19 +1,14 @@
-"""Attention over pages, its store and the experts as operations of torch that a trace can hold.
+"""Attention over pages, its store and the experts as operations of torch (see `traced`).
 
-`torch.ops.assembler.paged_attention`, `.store_kv` and `.grouped_mlp` take tensors and numbers, have
-fake implementations and say what they write, so torch.compile, torch.export, fx and fake tensors
-take each as one node. A call through torch's dispatcher keeps the host some 30 µs longer and buys
-nothing where nobody traces: the functions below go through it where a trace or a dispatch mode
-looks on, and launch the kernels at once everywhere else.
-
-Nothing is worked out anew for each layer: the kernels find their way by the batch's own tables, on
-the device, and the launches are cut by the numbers that are given. None has a backward.
+`torch.ops.assembler.paged_attention`, `.store_kv` and `.grouped_mlp` take tensors and numbers; the
+functions below spread out for them what the blocks hand over. Nothing is worked out anew for each
+layer: the kernels find their way by the batch's own tables, on the device, and the launches are cut
+by the numbers that are given. None has a backward.
 """
 
 from __future__ import annotations
 
 import torch
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from assembler.kernels.attention_options import AttentionOptions
 from assembler.kernels.expert_weights import ExpertWeights
@@ -22,21 +17,11 @@ from assembler.kernels.grouped_mlp_triton import launch_experts
 from assembler.kernels.paged_attention_triton import paged_attention_triton
 from assembler.kernels.paged_batch import PagedBatch
 from assembler.kernels.store_kv_triton import store_kv_triton
+from assembler.kernels.traced import is_traced, operation
 
 
-def is_traced(tensor: torch.Tensor) -> bool:
-    """Whether somebody other than the device looks at what is done to `tensor`.
-
-    A compiler or an export, a dispatch mode (fake tensors, `make_fx`, counters of operations), or a
-    tensor that is none of torch's own.
-    """
-    if torch.compiler.is_compiling():
-        return True
-    return is_in_torch_dispatch_mode() or type(tensor) is not torch.Tensor
-
-
-@torch.library.custom_op("assembler::paged_attention", mutates_args=())
-def paged_attention_operation(
+@operation("assembler::paged_attention")
+def paged_attention(
     q: torch.Tensor,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor | None,
@@ -80,8 +65,8 @@ def paged_attention_operation(
     return paged_attention_triton(q, k_cache, v_cache, batch, options)
 
 
-@paged_attention_operation.register_fake
-def _(q, k_cache, v_cache, value_dim, *_, **__):
+@paged_attention.register_fake
+def _(q, k_cache, v_cache, value_dim, *_):
     return q.new_empty(*q.shape[:2], value_dim if v_cache is None else v_cache.shape[3])
 
 
@@ -95,7 +80,7 @@ def attend(
     """`paged_attention_triton` of q [T, H, D] -> [T, H, Dv], as an operation where it is traced."""
     if not is_traced(q):
         return paged_attention_triton(q, k_cache, v_cache, batch, options)
-    return paged_attention_operation(
+    return paged_attention(
         q,
         k_cache,
         v_cache,
@@ -117,39 +102,21 @@ def attend(
     )
 
 
-store_kv_operation = torch.library.custom_op(
-    "assembler::store_kv", store_kv_triton, mutates_args=("k_cache", "v_cache")
-)
-"""`store_kv_triton` as an operation that writes both caches and gives nothing."""
+store_kv = operation("assembler::store_kv", ("k_cache", "v_cache"))(store_kv_triton)
+"""`store_kv_triton`, as an operation where it is traced."""
 
 
-@store_kv_operation.register_fake
-def _(*_, **__):
+@store_kv.register_fake
+def _(*_):
     return None
 
 
-def store_kv(
-    k: torch.Tensor,
-    v: torch.Tensor | None,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor | None,
-    slot_mapping: torch.Tensor,
-    k_scale: float = 1.0,
-    v_scale: float = 1.0,
-) -> None:
-    """`store_kv_triton` of k [T, K, D] and v [T, K, Dv], as an operation where it is traced."""
-    store = store_kv_operation if is_traced(k) else store_kv_triton
-    store(k, v, k_cache, v_cache, slot_mapping, k_scale, v_scale)
+grouped_mlp = operation("assembler::grouped_mlp")(launch_experts)
+"""`launch_experts` of x [N, H] -> [N, H], as an operation where it is traced."""
 
 
-grouped_mlp_operation = torch.library.custom_op(
-    "assembler::grouped_mlp", launch_experts, mutates_args=()
-)
-"""`launch_experts` as an operation, [N, H] -> [N, H]."""
-
-
-@grouped_mlp_operation.register_fake
-def _(x, *_, **__):
+@grouped_mlp.register_fake
+def _(x, *_):
     return x.new_empty(x.shape)
 
 
@@ -163,8 +130,7 @@ def run_experts(
     weigh_input: bool = False,
 ) -> torch.Tensor:
     """`grouped_mlp_triton` of x [N, H] -> [N, H], as an operation where it is traced."""
-    run = grouped_mlp_operation if is_traced(x) else launch_experts
-    return run(
+    return grouped_mlp(
         x,
         chosen,
         weights,

@@ -17,6 +17,7 @@ import triton.language as tl
 from assembler.kernels.head_steps import HeadSteps
 from assembler.kernels.norms_triton import num_warps
 from assembler.kernels.rope_kv_tile import clipped, turned_heads
+from assembler.kernels.traced import operation
 
 _TILE = 1024  # numbers a program takes
 
@@ -97,7 +98,7 @@ def rope_kv_kernel(
             tl.store(target, x.to(dtype), mask=mask)
 
 
-@torch.library.custom_op("assembler::rope_store_kv", mutates_args=("k_cache", "v_cache"))
+@operation("assembler::rope_store_kv", mutates_args=("k_cache", "v_cache"))
 def rope_store_kv(
     q: torch.Tensor,
     k: torch.Tensor,

@@ -26,6 +26,7 @@ from assembler.kernels.sampling_search import (
     top_p_floor,
 )
 from assembler.kernels.sampling_torch import NO_TOKEN, RowSettings
+from assembler.kernels.traced import operation
 
 _BLOCK_BY_NUMBER, _BLOCK_BY_NOISE = 8192, 4096  # the most that registers hold without spills
 _NO_TOKEN = tl.constexpr(NO_TOKEN)
@@ -154,7 +155,7 @@ def sample_kernel(
     tl.store(out_ptr + row, token.to(tl.int64))
 
 
-@torch.library.custom_op("assembler::sample_by_number", mutates_args=())
+@operation("assembler::sample_by_number")
 def sample_by_number(
     logits: torch.Tensor,
     temperature: torch.Tensor,
@@ -173,7 +174,7 @@ def sample_by_number(
     return _launch(logits, settings, numbers, None, None, None)
 
 
-@torch.library.custom_op("assembler::sample_by_noise", mutates_args=())
+@operation("assembler::sample_by_noise")
 def sample_by_noise(
     logits: torch.Tensor,
     temperature: torch.Tensor,

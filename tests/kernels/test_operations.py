@@ -12,11 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from assembler.kernels import operations
 from assembler.kernels.attention_options import AttentionOptions
 from assembler.kernels.expert_weights import ExpertWeights
+from assembler.kernels.gated_triton import gated_triton
 from assembler.kernels.gating import Gating
 from assembler.kernels.grouped_mlp_triton import grouped_mlp_triton
-from assembler.kernels.operations import attend, is_traced, run_experts, store_kv
+from assembler.kernels.operations import attend, run_experts, store_kv
 from assembler.kernels.paged_attention_triton import paged_attention_triton
 from assembler.kernels.store_kv_triton import store_kv_triton
+from assembler.kernels.traced import is_traced
 
 ATTENTION = torch.ops.assembler.paged_attention.default
 STORE = torch.ops.assembler.store_kv.default
@@ -56,7 +58,7 @@ def check_attention(step, options) -> None:
     """torch's own check of the operation, as it is called."""
     called = []
     with pytest.MonkeyPatch.context() as patch, Operations():
-        patch.setattr(operations, "paged_attention_operation", lambda *flat: called.append(flat))
+        patch.setattr(operations, "paged_attention", lambda *flat: called.append(flat))
         attend(step.q, step.k_cache, step.v_cache, step.batch, options)
     torch.library.opcheck(ATTENTION, called[0])
 
@@ -108,22 +110,29 @@ def test_traced_experts_give_the_same_bits():
     assert not torch.equal(got, plain)
 
 
-def test_launched_at_once_where_nobody_traces(monkeypatch):
-    step, options = make_step(*MIXED), OPTIONS["plain"]
+def dispatched(call) -> set[str]:
+    """The operations of ours that torch's dispatcher saw."""
+    with torch.profiler.profile() as profile:
+        call()
+    return {event.name for event in profile.events() if event.name.startswith("assembler::")}
 
-    def never(*_, **__):
-        raise AssertionError("through torch's dispatcher")
 
-    for name in ("paged_attention_operation", "store_kv_operation", "grouped_mlp_operation"):
-        monkeypatch.setattr(operations, name, never)
-    got = attend(step.q, step.k_cache, step.v_cache, step.batch, options)
-    torch.testing.assert_close(got.double(), step.expected(options), atol=1e-5, rtol=1e-5)
-    cache = torch.zeros(1, 2, 1, 8)
-    store_kv(torch.ones(1, 1, 8), None, cache, None, torch.tensor([1]))
-    assert cache.sum() == 8
-    assert run_experts(*experts_of(bias=False)).shape == (5, 24)
-    with pytest.raises(AssertionError, match="dispatcher"), Operations():
-        attend(step.q, step.k_cache, step.v_cache, step.batch, options)
+def test_launched_at_once_where_nobody_traces():
+    step, cache = make_step(*MIXED), torch.zeros(1, 2, 1, 8)
+
+    def run() -> None:
+        attend(step.q, step.k_cache, step.v_cache, step.batch, OPTIONS["plain"])
+        store_kv(torch.ones(1, 1, 8), None, cache, None, torch.tensor([1]))
+        run_experts(*experts_of(bias=False))
+        gated_triton(torch.ones(2, 8), torch.ones(2, 8), "silu")
+
+    def run_traced() -> None:
+        with Operations():
+            run()
+
+    assert not dispatched(run) and cache.sum() == 8
+    names = {"paged_attention", "store_kv", "grouped_mlp", "gated"}
+    assert dispatched(run_traced) == {f"assembler::{name}" for name in names}
 
 
 def test_who_traces():
