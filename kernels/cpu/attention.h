@@ -1,4 +1,4 @@
-// Attention of a few neighbouring tokens of a sequence over its pages, which are read where they lie.
+// Attention of a few neighbouring tokens of a sequence over its pages, read where they lie.
 //
 // Softmax goes along with the reading (online; Milakov and Gimelshein 2018, Dao et al. 2022): keys
 // come in blocks that begin at multiples of KEYS, and each block adds its part to the sums of every
@@ -6,7 +6,6 @@
 // a token's result depends on its own sequence only, whoever is computed with it.
 #pragma once
 #include "tile.h"
-#include "elementwise.h"
 
 struct Attention {
     int64_t heads, kv_heads, head_dim, page_size;
@@ -178,32 +177,6 @@ static void block_weights(const Attention& a, const Queries<T>& queries, int64_t
     }
 }
 
-// Units `u` of a panel of values from dimension `d` on: `count` numbers (32, or less at the end) of
-// PER_UNIT neighbouring values.
-static inline void pack_values(const float* const* rows, int64_t d, int count, uint32_t* unit) {
-    for (int c = 0; c < COLUMNS; c += LANES)
-        store((float*)unit + c, take(rows[0] + d + c, std::max(0, std::min(LANES, count - c))));
-}
-static inline void pack_values(const bf16* const* rows, int64_t d, int count, uint32_t* unit) {
-#if defined(__AVX512BW__)
-    alignas(64) static constexpr uint16_t LEFT[2 * LANES] = {
-        0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
-        8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
-    __mmask32 mask = (__mmask32)((1ull << count) - 1);
-    __m512i one = _mm512_maskz_loadu_epi16(mask, rows[0] + d);
-    __m512i two = _mm512_maskz_loadu_epi16(mask, rows[1] + d);
-    __m512i left = _mm512_load_si512(LEFT), right = _mm512_add_epi16(left, _mm512_set1_epi16(LANES));
-    _mm512_storeu_si512(unit, _mm512_permutex2var_epi16(one, left, two));
-    _mm512_storeu_si512(unit + LANES, _mm512_permutex2var_epi16(one, right, two));
-#else
-    for (int c = 0; c < COLUMNS; c += LANES) {
-        int part = std::max(0, std::min(LANES, count - c));
-        uvec units = (uvec)take(rows[0] + d + c, part) >> 16 | (uvec)take(rows[1] + d + c, part);
-        memcpy(unit + c, &units, sizeof units);
-    }
-#endif
-}
-
 template <typename T>
 static void block_values(const Attention& a, const T* cache, const int32_t* pages, int64_t kv,
                          const Block& b, const Sums<T>& s, float* values) {
@@ -217,7 +190,7 @@ static void block_values(const Attention& a, const T* cache, const int32_t* page
         int64_t d = p * COLUMNS;
         int count = (int)std::min<int64_t>(COLUMNS, a.head_dim - d);
         for (int64_t u = 0; u < keys / PER_UNIT<T>; ++u)
-            pack_values(rows + u * PER_UNIT<T>, d, count, s.panel + u * COLUMNS);
+            pack_side_by_side(rows + u * PER_UNIT<T>, d, count, s.panel + u * COLUMNS);
         run_tiles(s.weights + begin, KEYS, keys, s.panel, s.rows, values + p * s.rows * COLUMNS,
                   true);
     }
@@ -255,7 +228,8 @@ static void attend(const Attention& a, const Queries<T>& queries, const T* keys,
     }
     for (int64_t i = 0; i < kv_count * rows; ++i) {
         int64_t h = i / rows, r = i % rows;
-        T* out = queries.out + r / group * queries.out_stride + (kv + h) * width + r % group * a.head_dim;
+        T* out = queries.out + r / group * queries.out_stride + (kv + h) * width;
+        out += r % group * a.head_dim;
         float whole = total(load(s.whole + i * LANES));
         by_lanes(a.head_dim, [&](int64_t d, int n) {
             const float* sums = s.values + h * size + (d / COLUMNS * rows + r) * COLUMNS;

@@ -1,7 +1,7 @@
 // y = x Wᵀ + b for few or many rows of x, with the weight as the checkpoint has it, [N, K] by rows.
 //
-// 32 rows of W at a time are packed into a panel, which the first rows of x use as it comes into
-// being and the others find in the second cache: W is read from memory once.
+// 32 rows of W at a time are packed into a panel, which the tiles of all rows find in the second
+// cache: W is read from memory once.
 #pragma once
 #include "activations.h"
 #include "tile.h"
