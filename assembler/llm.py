@@ -16,6 +16,7 @@ from assembler.errors import RequestError, TokenizerError
 from assembler.generation_config import recommended_params
 from assembler.llm_inputs import Message, Prompt, as_batch, as_conversations, params_for
 from assembler.llm_options import LLMOptions
+from assembler.model.dry_run import blaming_equations
 from assembler.progress import GenerationBar
 from assembler.rank_model import load_rank, meet_ranks
 from assembler.tokenizer import Tokenizer
@@ -249,7 +250,8 @@ class LLM:
 
     def _step(self) -> list[RequestOutput]:
         """Run the engine once; open streams and `step` find what is new for them in its place."""
-        outputs = self.engine.step()
+        with blaming_equations(self.spec):
+            outputs = self.engine.step()
         for output in outputs:
             for place in (self._streamed, self._queued):
                 if output.request_id in place:

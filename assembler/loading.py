@@ -22,6 +22,7 @@ from assembler.model.build import build_model
 from assembler.model.compose import load_spec, open_conf
 from assembler.model.conf_files import ancestry, search_roots
 from assembler.model.detect import detect_conf
+from assembler.model.dry_run import blaming_equations
 from assembler.model.spec import ModelSpec
 from assembler.weights.dummy import dummy_load
 from assembler.weights.execute import materialize, reset_buffers, tie_weights
@@ -229,7 +230,8 @@ def logits(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
     if input_ids.numel() and not 0 <= int(input_ids.min()) <= int(input_ids.max()) < size:
         wrong = sorted({i for i in input_ids.flatten().tolist() if not 0 <= i < size})
         raise OptionError(f"input_ids has {wrong[:5]}, but the vocabulary is 0 to {size - 1}")
-    return model(input_ids, ForwardContext.dense(input_ids.shape[1], input_ids.device))
+    with blaming_equations(model.spec):
+        return model(input_ids, ForwardContext.dense(input_ids.shape[1], input_ids.device))
 
 
 def _source(

@@ -16,6 +16,7 @@ from pydantic import Field, field_validator
 
 from assembler.command_line import describe_options, parse_arguments, run_command
 from assembler.engine.options import Options
+from assembler.errors import OptionError
 from assembler.sizing.byte_sizes import parse_bytes
 from assembler.tp_sizes import TPSizes
 
@@ -150,6 +151,9 @@ def memory_use(
         max_num_batched_tokens,
     )
     dtype_ = getattr(torch, options.dtype)
+    longest = assembly.spec.max_length
+    if longest is not None and context is not None and context > longest:
+        raise OptionError(f"context={context} is more than the {longest} tokens the model allows")
     return measure_memory(assembly, options.tp, device, dtype=dtype_, context=context)
 
 

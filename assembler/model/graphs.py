@@ -111,7 +111,9 @@ class _GraphWriter:
             self.streams[name] = item
 
     def _create(self, op: str, target: object, args: tuple, name: str | None = None) -> fx.Node:
-        return self.wired.graph.create_node(op, target, args, name=name)  # type: ignore[arg-type]
+        node = self.wired.graph.create_node(op, target, args, name=name)  # type: ignore[arg-type]
+        node.meta["where"] = self.where
+        return node
 
     def _node(self, node: Node, name: str | None = None) -> fx.Node | float:
         match node:

@@ -71,4 +71,5 @@ def text(value: Any) -> str:
 
 
 def _status(result: Result) -> str:
-    return result.error or ("ok" if result.status == 0 else f"status {result.status}")
+    refused = next((v for k, v in result.values.items() if k.split(".")[-1] == "refused" and v), "")
+    return result.error or refused or ("ok" if result.status == 0 else f"status {result.status}")

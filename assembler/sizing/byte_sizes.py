@@ -23,6 +23,8 @@ def parse_bytes(text: str) -> int:
     if found is None or found[2].upper() not in _FACTORS:
         raise ValueError("a size is wanted, such as 80GiB, 24GB or a number of bytes")
     size = int(float(found[1]) * _FACTORS[found[2].upper()])
+    if size < 1 << 20 and not found[2]:
+        raise ValueError(f"{size} bytes; a unit is missing: {found[1]}GiB")
     if size == 0:
         raise ValueError("a size of nothing")
     return size

@@ -13,9 +13,10 @@ from assembler.blocks.parallel import TensorParallel
 from assembler.engine.build import DEFAULT_MAX_MODEL_LEN
 from assembler.engine.kv_cache import bytes_per_page, cache_specs
 from assembler.engine.step_memory import step_memory
-from assembler.errors import SpecError
+from assembler.errors import SpecError, WiringError
 from assembler.loading import Assembly
 from assembler.model.build import build_model
+from assembler.model.dry_run import blaming_equations
 from assembler.weights.execute import materialize
 
 
@@ -97,6 +98,8 @@ def measure_memory(
     for size in dict.fromkeys(tp_sizes):
         try:
             sizes.append(_size_use(assembly, size, device, dtype, context))
+        except WiringError:  # whatever the size
+            raise
         except SpecError as error:
             sizes.append(SizeUse(size, refused=str(error)))
     return MemoryUse(
@@ -117,7 +120,8 @@ def _size_use(
     held = [sum(p.nbytes for p in rank.parameters()) for rank in ranks]
     fullest = ranks[held.index(max(held))]
     page = max(bytes_per_page(cache_specs(rank), device.page_size, dtype) for rank in ranks)
-    step = step_memory(fullest, device.max_num_batched_tokens, device.max_num_seqs)
+    with blaming_equations(assembly.spec):
+        step = step_memory(fullest, device.max_num_batched_tokens, device.max_num_seqs)
     pages = max(device.share - max(held) - step, 0) // page
     tokens = pages * device.page_size
     batch = pages // -(-context // device.page_size)

@@ -54,7 +54,7 @@ def test_a_run_that_fails_is_a_row(folder: Path, capsys):
     body = rows(capsys.readouterr().out)[1:]
     assert [row[-1] for row in body[:1]] == ["ok"]
     assert all("dtype='int8'" in row[-1] for row in (body[1], body[3]))
-    assert body[2][-1] == "status 1"  # told by the command itself: three ranks cannot share
+    assert "3 ranks cannot share" in body[2][-1]  # told by the command itself
 
 
 def test_the_csv_has_everything(folder: Path, tmp_path: Path, capsys):

@@ -16,7 +16,13 @@ from assembler.blocks.linear import ColumnLinear, Linear, ReplicatedLinear, RowL
 from assembler.blocks.mlp import MLP, GatedMLP
 from assembler.blocks.norms import LayerNorm, RMSNorm
 from assembler.blocks.positions import LearnedPositions, SinusoidalPositions
-from assembler.engine.lowering.program import NotLowered, Program, Tokens, Value
+from assembler.engine.lowering.program import (
+    NotLowered,
+    Program,
+    Tokens,
+    Value,
+    expect_width,
+)
 from assembler.kernels.cpu_program import ACTIVATIONS, LOGITS, Epilogue, Opcode, SpanFields
 
 
@@ -66,6 +72,7 @@ def _product(
 ) -> Value:
     """Append a product with what comes after it, which gives rows of `width` numbers."""
     refuse(hooks=bool(block._forward_hooks or block._forward_pre_hooks))
+    expect_width(x, block.in_features)
     fields = {"weight": program.address(block.weight), "bias": program.address(block.bias)}
     fields |= {"kind": epilogue, "offset": activation_kind(activation)}
     return program.add(Opcode.LINEAR, x, program.value(width), **fields)
@@ -73,6 +80,7 @@ def _product(
 
 def _head(program: Program, block: LMHead, x: Value) -> Value:
     refuse(sharding=block.tp.size > 1)
+    expect_width(x, block.weight.shape[1])
     weight, bias = program.address(block.weight), program.address(block.bias)
     rows = program.add(Opcode.ROWS, x, program.value(x.width))
     program.instructions[-1].sampled = 1
@@ -87,6 +95,7 @@ def _norm(
     normed = program.value(x.width)
     if residual is None:
         return norm_span(program, block, x, SpanFields(0, 1, x.width, x.width), normed)
+    expect_width(residual, x.width)
     total = program.value(x.width)
     places = {"input2": residual.place, "out2": total.place}
     norm_span(program, block, x, SpanFields(0, 1, x.width, x.width), normed, **places)
@@ -99,6 +108,8 @@ def norm_span(
     """Append a norm of each unit of `span`, whose weight is common to all or has a row for each."""
     known = type(block) in (RMSNorm, LayerNorm)
     refuse(**{type(block).__name__: not known or block.split})
+    if block.weight is not None and block.weight.shape[-1] != span.width:
+        raise NotLowered(f"a norm of {block.weight.shape[-1]} over {span.width} numbers")
     fields = {
         "weight": program.address(block.weight),
         "bias": program.address(block.bias),

@@ -12,7 +12,7 @@ from assembler.blocks.experts import ExpertLinear, GatedExperts
 from assembler.blocks.moe import MoE
 from assembler.blocks.router import Router, SparseMixerRouter
 from assembler.engine.lowering.blocks import activation_kind, limited_gate, refuse
-from assembler.engine.lowering.program import Program, Value
+from assembler.engine.lowering.program import Program, Value, expect_width
 from assembler.kernels.cpu_program import Epilogue, Opcode, RouterKind, RoutingFields
 
 _INDEX_BYTES = 4  # of the slots' numbers
@@ -65,6 +65,7 @@ def _routing(program: Program, router: nn.Module, weigh_input: bool) -> RoutingF
 
 def _choose(program: Program, router: nn.Module, routing: RoutingFields, x: Value) -> Value:
     """What each token's experts count, and which they are."""
+    expect_width(x, router.weight.shape[1])
     bias, widen = getattr(router, "bias", None), getattr(router, "widen", False)
     fields = {"weight": program.address(router.weight), "bias": program.address(bias)}
     scores = program.floats(2 * routing.experts)  # half of it for what they are chosen by
@@ -78,6 +79,7 @@ def _linear(
     program: Program, experts: ExpertLinear, x: Value, width: int, fields: dict[str, Any]
 ) -> Value:
     """Append a linear layer of every expert that has rows of x."""
+    expect_width(x, experts.weight.shape[2])
     weight, bias = program.address(experts.weight), program.address(experts.bias)
     out = program.value(width, x.times)
     return program.add(Opcode.EXPERT_LINEAR, x, out, weight=weight, bias=bias, **fields)

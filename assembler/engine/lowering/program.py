@@ -32,6 +32,12 @@ class NotLowered(Exception):
     """A part of the model has no instruction; the message says which."""
 
 
+def expect_width(x: Value, width: int) -> None:
+    """What does not fit is left to torch, which refuses it: kernels read weights without asking."""
+    if x.width != width:
+        raise NotLowered(f"rows of {x.width} numbers where {width} are wanted")
+
+
 class Tokens:
     """Stands for the token ids where a graph passes them on."""
 
