@@ -73,12 +73,19 @@ static void call_for_next(const T* const* columns, int64_t next, int64_t t, int6
         tile.call[half] = (const char*)(columns[half * LANES] + next) + t * share;
 }
 
+// The most rows of a tile: half of them where all rows have their numbers in the same places of the
+// first cache, which holds eight such lines at a time.
+static inline int64_t rows_of_tile(int64_t stride_bytes) {
+    return stride_bytes % 4096 ? TILE_ROWS : (TILE_ROWS + 1) / 2;
+}
+
 // Features `first` to `last`, of one panel at most, of all rows.
 template <typename T>
 static void linear_panel(const Product<T>& p, int64_t first, int64_t last, float* scratch) {
     uint32_t* panel = (uint32_t*)scratch;
     float* sums = scratch + CHUNK * COLUMNS;
-    int64_t tiles = (p.rows + TILE_ROWS - 1) / TILE_ROWS, chunk = CHUNK * PER_UNIT<T>;
+    int64_t most = rows_of_tile(p.x_stride * sizeof(T));
+    int64_t tiles = (p.rows + most - 1) / most, chunk = CHUNK * PER_UNIT<T>;
     const T* columns[COLUMNS];
     columns_of(p, first, last, columns);
     for (int64_t start = 0; start < p.k; start += chunk) {
