@@ -116,6 +116,7 @@ def package_files() -> dict[str, bytes]:
     code = (path for folder in PACKAGE_FOLDERS for path in python_files(folder))
     data = [path for name in ("conf", "weight_maps") for path in (ROOT / name).rglob("*.yaml")]
     data += (path for path in (ROOT / "kernels" / "cpu").iterdir() if path.suffix in (".cpp", ".h"))
+    data += (path for path in (ROOT / "assembler").glob("*/*") if path.suffix in (".css", ".js"))
     files = {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in (*code, *data)}
     return {f"assembler/{name.removeprefix('assembler/')}": text for name, text in files.items()}
 
