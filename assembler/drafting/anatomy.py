@@ -7,7 +7,7 @@ have, its parameters and the weight-map rule that fills it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from assembler.drafting import vocabulary as words
@@ -105,7 +105,7 @@ def _role(tensor: Tensor) -> str | None:
     return feed_forward_part(tensor)
 
 
-def _outside(tensors: Iterable[Tensor], unknown: list[str]) -> dict[str, Piece]:
+def _outside(tensors: Sequence[Tensor], unknown: list[str]) -> dict[str, Piece]:
     """The pieces outside of the layers."""
     found: dict[str, list[Tensor]] = defaultdict(list)
     for tensor in tensors:
@@ -114,9 +114,23 @@ def _outside(tensors: Iterable[Tensor], unknown: list[str]) -> dict[str, Piece]:
             unknown.append(tensor.name)
         else:
             found[role].append(tensor)
+    if "embed" in found and "lm_head" not in found:
+        _head_by_shape(tensors, unknown, found)
     pieces = {}
     for role, same in found.items():
         leaves = frozenset(tensor.leaf for tensor in same)
         shape = next((tensor.shape for tensor in same if tensor.leaf == "weight"), ())
         pieces[role] = Piece(role, same[0].module, leaves, (), "", shape)
     return pieces
+
+
+def _head_by_shape(
+    tensors: Sequence[Tensor], unknown: list[str], found: dict[str, list[Tensor]]
+) -> None:
+    """Of tensors of unknown use, the one matrix of the embedding's shape is the head."""
+    shape = next((t.shape for t in found["embed"] if t.leaf == "weight"), None)
+    heads = [t for t in tensors if t.name in unknown and t.leaf == "weight" and t.shape == shape]
+    if len(heads) == 1:
+        module = heads[0].module
+        found["lm_head"] = [t for t in tensors if t.module == module]
+        unknown[:] = [name for name in unknown if name.rpartition(".")[0] != module]

@@ -12,6 +12,7 @@ from assembler.drafting.anatomy import Anatomy, read_anatomy
 from assembler.drafting.attempt import Attempt, Workbench
 from assembler.drafting.inventory import take_inventory
 from assembler.drafting.library import nearness, read_library
+from assembler.drafting.matching import conf_for_the_same, draft_matches
 from assembler.drafting.report import DraftReport
 from assembler.drafting.texts import draft_texts, map_reasons, plain_error
 from assembler.drafting.vocabulary import synonyms_of
@@ -61,9 +62,11 @@ def draft_architecture(
     with tempfile.TemporaryDirectory(prefix="assembler-draft-") as folder:
         best = best_attempt(index, name, roots, Path(folder), parent=parent)
     local = Path(checkpoint).expanduser()  # the conf may be read from any folder
-    texts = draft_texts(best, str(local.resolve() if local.exists() else checkpoint), name)
+    around = search_roots([out, *search_path]) if out.is_dir() else roots
+    taken = conf_for_the_same(draft_matches(best.config), files[0], around)
+    texts = draft_texts(best, str(local.resolve() if local.exists() else checkpoint), name, taken)
     _write(dict(zip(files, texts, strict=True)), out)
-    return _report(best, files, str(checkpoint), name)
+    return _report(best, files, str(checkpoint), name, taken[1] if taken else None)
 
 
 def open_index(checkpoint: str | Path) -> CheckpointIndex:
@@ -155,7 +158,9 @@ def text_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**text, **outer}
 
 
-def _report(best: Attempt, files: tuple[Path, Path], checkpoint: str, name: str) -> DraftReport:
+def _report(
+    best: Attempt, files: tuple[Path, Path], checkpoint: str, name: str, matched_by: str | None
+) -> DraftReport:
     plan = best.map.plan if best.map else None
     guesses = [(f"conf {'.'.join(path)}", why) for path, why in best.sheet.why.items() if why]
     guesses += [(f"map {'.'.join(path[1:])}", why) for path, why in map_reasons(best).items()]
@@ -175,13 +180,18 @@ def _report(best: Attempt, files: tuple[Path, Path], checkpoint: str, name: str)
         guesses=tuple(guesses),
         unplaced=tuple(best.unplaced),
         unknown=best.anatomy.unknown,
+        matched_by=matched_by,
     )
 
 
 def _findings(best: Attempt, weight_map: Path) -> tuple[str, ...]:
-    """What is left to do. The map of the attempt, which has gone, is named as it was written."""
-    if not best.map:
-        return (plain_error(best),)
+    """What is left to do, in the files of the checkpoint too.
+
+    The map of the attempt, which has gone, is named as it was written.
+    """
+    if not best.map:  # no plan, which would have what is wrong with the headers
+        wrong = [str(e) for e in best.index.findings if e.severity == "error"]
+        return (*wrong, plain_error(best))
     attempted = re.compile(rf"[^\s(]*assembler-draft-[^\s)]*/{re.escape(weight_map.name)}(:\d+)?")
     return tuple(attempted.sub(lambda _: str(weight_map), str(e)) for e in best.map.plan.errors)
 

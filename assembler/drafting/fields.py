@@ -21,7 +21,7 @@ from assembler.model.resolvers import bind_config, register_resolvers
 
 _FIELD = re.compile(r"\$\{hf:([^,{}$]+)")
 _CALC = re.compile(r"(?<=\$\{calc:')(.*?)(?='\})")
-_WORD = re.compile(r"(?<![\w.:\"'])[A-Za-z_]\w*(?![\w:(])")
+_WORD = re.compile(r"(?<![\w.:|\"'])[A-Za-z_]\w*(?![\w:(])")
 _KEPT_WORDS = frozenset(["if", "else", "and", "or", "not", "is", "in", "None", "True", "False"])
 _OUTSIDE = ("hidden_size", "vocab_size", "max_length", "embed", "positions", "norm", "lm_head")
 _OPTIONAL = ("mlp", "moe", "shared")

@@ -22,12 +22,20 @@ def _head(found: Comparison) -> None:
     if found.spec is None or ("lm_head.weight" in found.outside) != on_disk:
         tied = "false" if on_disk else "true"
         known = sheet.fields.get(_TIED)
+        if known is False and not on_disk and _has_unknown_matrix(found):
+            return  # the config says that there is a head, and it may be that one
         value = f"${{hf:{_TIED},{tied}}}" if known is (not on_disk) else not on_disk
         if sheet.get(("lm_head", "tied"), default=False) != value:
             sheet.set(("lm_head", "tied"), value, "whether there is a tensor of the head")
     wanted = "lm_head.bias" in found.anatomy.outside_leaves()
     if ("lm_head.bias" in found.outside) != wanted and found.spec is not None:
         sheet.set(("lm_head", "bias"), wanted, SEEN)
+
+
+def _has_unknown_matrix(found: Comparison) -> bool:
+    """Whether a matrix outside of the layers is of unknown use."""
+    unknown = found.anatomy.unknown
+    return any(len(t.shape) == 2 and t.name in unknown for t in found.anatomy.inventory.outside)
 
 
 def _norms(found: Comparison) -> None:

@@ -27,6 +27,7 @@ class DraftReport:
     guesses: tuple[tuple[str, str], ...]  # (where, why)
     unplaced: tuple[str, ...]  # fields of config.json that nothing reads
     unknown: tuple[str, ...]  # tensors that no word of the vocabulary fits
+    matched_by: str | None  # file:line of a conf for these checkpoints: the draft has no `matches`
 
     @property
     def complete(self) -> bool:
@@ -49,6 +50,11 @@ def report_lines(report: DraftReport) -> Iterator[str]:
         yield (
             f"nothing that ships is near; {report.parent} is the nearest ({report.likeness:.0%} "
             "alike): expect to rewrite much of it"
+        )
+    if report.matched_by:
+        yield (
+            f"{report.matched_by} is for these checkpoints already: the draft has no `matches` "
+            f"(they stand in it as a comment); pass conf={report.name}"
         )
     done, all_ = report.tensors
     filled, parameters = report.parameters

@@ -6,16 +6,16 @@ import re
 from typing import Any
 
 from assembler.drafting.attempt import Attempt
+from assembler.drafting.matching import draft_matches
 from assembler.drafting.yaml_text import comment, listed, yaml_text
 
 
-def draft_texts(best: Attempt, checkpoint: str, name: str) -> tuple[str, str]:
-    """The text of the conf and of the map."""
-    config = best.config
-    matches = {
-        key: config[key] for key in ("architectures", "model_type") if config.get(key) is not None
-    }
-    parent = best.parent
+def draft_texts(
+    best: Attempt, checkpoint: str, name: str, taken: tuple[str, str] | None = None
+) -> tuple[str, str]:
+    """The text of the conf and of the map; `taken` is the conf that already matches, and where."""
+    config, parent = best.config, best.parent
+    matches = draft_matches(config)
     head = [
         *comment(
             f"{name}, drafted from {parent.name}. A draft: what is marked as a guess was concluded "
@@ -29,7 +29,14 @@ def draft_texts(best: Attempt, checkpoint: str, name: str) -> tuple[str, str]:
     if best.error:
         head += comment(f"It does not build yet: {plain_error(best)}")
     data: dict[str, Any] = {"defaults": [parent.name, "_self_"]}
-    data |= {"matches": matches} if matches else {}
+    if taken is not None:
+        head += comment(
+            f"Without `matches`: {taken[1]} is for these checkpoints already, and a second "
+            f"one would be refused or hide it. Pass conf={name}, or move it from there to here:"
+        )
+        head += [f"# {line}" for line in yaml_text({"matches": matches}, {}).splitlines()]
+    elif matches:
+        data["matches"] = matches
     data |= {"checkpoint": checkpoint, "weight_map": name, **best.sheet.changes}
     conf = "\n".join(head) + "\n" + yaml_text(data, best.sheet.why)
     map_head = comment(f"{name}, drafted from the map {parent.weight_map}.")

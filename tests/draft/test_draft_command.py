@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import Drafting
 from invented_checkpoints import HEAD_DIM, HEADS, HIDDEN, KV_HEADS, write_checkpoint
 from safetensors.torch import save_file
@@ -119,6 +120,45 @@ def test_a_name_of_the_draft_that_a_shipped_conf_has(tmp_path: Path) -> None:
     assert report.name == "llama_draft"
     with pytest.raises(OptionError, match="ships by that name"):
         assembler.draft_architecture(checkpoint, tmp_path, "llama")
+
+
+def test_a_model_that_a_conf_is_for_already(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = write_checkpoint(tmp_path / "ck")
+    monkeypatch.chdir(tmp_path)
+    options = (f"checkpoint={checkpoint}", "parent=llama")
+    assert "matches:\n  arch" in _conf_of(run(capsys, *options), tmp_path / "conf/heron.yaml")
+    status, out, _ = run(capsys, *options)
+    text = (tmp_path / "conf/heron_draft.yaml").read_text()
+    assert status == 0 and "conf/heron.yaml:" in out and "pass conf=heron_draft" in out
+    assert "matches" not in yaml.safe_load(text)
+    assert "# matches:\n#   architectures: [HeronForCausalLM]\n" in text
+    assert assembler.load_model(checkpoint).spec.name == "heron"  # the first one, still found
+    again = (*options, "name=heron", "force=true")  # a draft is not in its own way
+    (tmp_path / "conf/heron_draft.yaml").unlink()
+    assert "matches:\n  arch" in _conf_of(run(capsys, *again), tmp_path / "conf/heron.yaml")
+
+
+def _conf_of(ran: tuple[int, str, str], path: Path) -> str:
+    status, out, _ = ran
+    assert status == 0 and "already" not in out
+    return path.read_text()
+
+
+def test_a_file_that_ends_too_early(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def truncated(name: str, config: dict[str, str] | None = None) -> Path:
+        folder = write_checkpoint(tmp_path / name, config)
+        file = folder / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-40])
+        return folder
+
+    options = (f"out={tmp_path}", "parent=llama", "name=x", "force=true")
+    status, out, _ = run(capsys, f"checkpoint={truncated('whole')}", *options)
+    assert status == 1 and "truncated: model.safetensors" in out
+    unbuilt = truncated("unbuilt", {"hidden_act": "nonsense"})
+    status, out, _ = run(capsys, f"checkpoint={unbuilt}", *options)
+    assert status == 1 and "left to do: 2" in out and "truncated: model.safetensors" in out
 
 
 def test_checkpoints_that_no_draft_can_be_made_of(tmp_path: Path) -> None:

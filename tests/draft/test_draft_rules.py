@@ -133,6 +133,28 @@ def test_a_head_without_a_tensor_is_tied(draft: Drafting) -> None:
     assert drafted.report.complete and drafted.conf["lm_head"] == {"tied": True}
 
 
+def test_a_head_of_any_name_is_known_by_its_shape(draft: Drafting) -> None:
+    unusual = {"head.weight": None, "out.weight": (VOCAB, HIDDEN)}
+    drafted = draft({"tie_word_embeddings": False}, {}, unusual)
+    assert drafted.report.complete and "lm_head" not in drafted.conf
+    assert drafted.weights["weights"]["lm_head"] == "out"
+
+
+def test_the_config_says_that_there_is_a_head(draft: Drafting) -> None:
+    factored = {"head.weight": None, "a.weight": (VOCAB, HIDDEN), "b.weight": (VOCAB, HIDDEN)}
+    drafted = draft({"tie_word_embeddings": False}, {}, factored)
+    assert "lm_head" not in drafted.conf
+    assert any("lm_head" in finding for finding in drafted.report.findings)
+    assert drafted.report.unknown == ("a.weight", "b.weight")
+
+
+def test_no_field_has_the_same_name_twice(draft: Drafting) -> None:
+    config = {"n_embd": HIDDEN, "d_model": None, "n_inner": None, "d_ff": None}
+    drafted = draft(config, parent="ctrl")
+    assert drafted.report.complete
+    assert "n_embd|" not in drafted.text and "|n_embd" not in drafted.text
+
+
 def test_other_modalities_are_left_aside_with_the_reason(draft: Drafting) -> None:
     drafted = draft({}, {}, {"vision_tower.patch.weight": (VOCAB, 8)})
     assert drafted.report.complete
