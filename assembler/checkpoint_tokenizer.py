@@ -8,6 +8,7 @@ from pathlib import Path
 from assembler.errors import TokenizerError
 from assembler.loading import Assembly
 from assembler.tokenizer import Tokenizer
+from assembler.tokenizer.folder import lacks_tokenizer
 
 
 def checkpoint_folder(assembly: Assembly) -> Path:
@@ -16,13 +17,17 @@ def checkpoint_folder(assembly: Assembly) -> Path:
 
 
 def checkpoint_tokenizer(assembly: Assembly) -> Tokenizer | None:
-    """The checkpoint's tokenizer. Random weights do without where there is none."""
+    """The checkpoint's tokenizer; None where it has none that can be read: prompts are token ids.
+
+    Raises:
+        TokenizerError: it is damaged. Random weights do without it.
+    """
     index = assembly.index
     if index is not None and index.format == "gguf":
         return Tokenizer.from_gguf(index.metadata)
     folder = checkpoint_folder(assembly)
     if assembly.plan is not None:
-        return Tokenizer.from_folder(folder)
+        return None if lacks_tokenizer(folder) else Tokenizer.from_folder(folder)
     with suppress(TokenizerError):
         return Tokenizer.from_folder(folder)
     return None

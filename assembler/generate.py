@@ -9,6 +9,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -181,7 +182,7 @@ def _token_ids(llm: LLM, prompt: str, options: GenerateOptions) -> list[int]:
         return llm.chat_prompt([*system, {"role": "user", "content": prompt}])
     if options.system is not None:
         raise OptionError("system= needs a chat: the model has no chat template, or chat=false")
-    return _ids(prompt) if llm.tokenizer is None else llm.tokenizer.encode(prompt)
+    return _ids(llm, prompt) if llm.tokenizer is None else llm.tokenizer.encode(prompt)
 
 
 def _params(llm: LLM, prompt_length: int, given: Mapping[str, Any]) -> SamplingParams:
@@ -191,14 +192,11 @@ def _params(llm: LLM, prompt_length: int, given: Mapping[str, Any]) -> SamplingP
     return SamplingParams(**{**_SAMPLING, "max_tokens": most, **given})
 
 
-def _ids(prompt: str) -> list[int]:
+def _ids(llm: LLM, prompt: str) -> list[int]:
     """Token ids written as text, for a model without a tokenizer."""
-    try:
+    with suppress(ValueError):
         return [int(word) for word in prompt.replace(",", " ").split()]
-    except ValueError:
-        raise OptionError(
-            "this model has no tokenizer: give the prompt as token ids, e.g. prompt='1 2 3'"
-        ) from None
+    return llm.get_tokenizer().encode(prompt)  # says what is missing
 
 
 def _stream(llm: LLM, request: Sequence[int], params: SamplingParams) -> None:

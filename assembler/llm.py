@@ -20,6 +20,7 @@ from assembler.model.dry_run import blaming_equations
 from assembler.progress import GenerationBar
 from assembler.rank_model import load_rank, meet_ranks
 from assembler.tokenizer import Tokenizer
+from assembler.tokenizer.folder import lacks_tokenizer
 
 
 class LLM:
@@ -211,7 +212,11 @@ class LLM:
     def get_tokenizer(self) -> Tokenizer:
         """The tokenizer; TokenizerError if the checkpoint has none."""
         if self.tokenizer is None:
-            raise TokenizerError("this model came without tokenizer files: prompts are token ids")
+            lacking = lacks_tokenizer(self._folder)
+            raise TokenizerError(
+                "this model came without tokenizer files: prompts are token ids, such as 1 2 3"
+                + (f" ({lacking})" if lacking else "")
+            )
         return self.tokenizer
 
     def get_default_sampling_params(self) -> SamplingParams:

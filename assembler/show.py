@@ -18,7 +18,7 @@ from pydantic import Field
 from assembler.command_line import describe_options, parse_arguments, run_command
 from assembler.engine.options import Options
 from assembler.errors import CheckpointError
-from assembler.showing.formats import Format, format_of
+from assembler.showing.formats import Format, checked_format
 
 if TYPE_CHECKING:
     from assembler.loading import Assembly
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     arguments = parse_arguments(argv, ShowOptions)
     options = ShowOptions(**arguments.values[0])
-    wanted = options.format or ("tree" if options.out is None else format_of(options.out))
+    wanted = checked_format(options.format, options.out)
     picture = show_model(
         options.checkpoint,
         options.conf,

@@ -169,6 +169,20 @@ def test_options_in_their_own_types(folder: Path, reference: LlamaForCausalLM):
     }
 
 
+def test_weights_without_a_tokenizer_take_token_ids(tmp_path: Path):
+    model = save_llama(tmp_path, tokenizer=False)
+    llm = LLM(tmp_path)
+    [output] = llm.generate([1, 2, 3], GREEDY, use_tqdm=False)
+    assert output.outputs[0].token_ids == greedy(model, [1, 2, 3], 12)
+    with pytest.raises(RequestError, match="give the prompt as a list of token ids"):
+        llm.generate("text", GREEDY, use_tqdm=False)
+    with pytest.raises(TokenizerError, match=r"prompts are token ids.*no tokenizer\.json \(found"):
+        llm.get_tokenizer()
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json: not a readable tokenizer"):
+        LLM(tmp_path)
+
+
 def test_no_model_says_what_to_pass():
     with pytest.raises(OptionError, match=r"which model\?.*Pass checkpoint=FOLDER"):
         LLM()

@@ -43,7 +43,8 @@ def compare_architectures(
     Raises:
         AssemblerError: one of them (or what it names) is not there or cannot be read.
     """
-    (new, ours), (old, theirs) = (inherited_conf(name, search_path) for name in (conf, other))
+    new, ours = _inherited("conf", conf, search_path)
+    old, theirs = _inherited("other", other, search_path)
     return Difference(
         new=new,
         old=old,
@@ -55,6 +56,19 @@ def compare_architectures(
             )
         ),
     )
+
+
+def _inherited(
+    key: str, conf: str | Path, search_path: Sequence[str | Path]
+) -> tuple[str, dict[str, Any]]:
+    """What the option `key` names; a weight map is taken for no architecture."""
+    name, data = inherited_conf(conf, search_path, key)
+    if "layers" not in data and {"weights", "extends"} & set(data):
+        raise SpecError(
+            f"{key}={conf}: this is a weight map; name the model YAML that reads by it "
+            "(maps are compared with their architectures)"
+        )
+    return name, data
 
 
 def _weight_map(

@@ -102,18 +102,20 @@ def load_spec(
     return parse_spec(file.name, data, registry or default_registry(), where, fields)
 
 
-def open_conf(conf: str | Path, roots: Sequence[Path]) -> tuple[ConfFile, tuple[Path, ...]]:
+def open_conf(
+    conf: str | Path, roots: Sequence[Path], key: str = "conf"
+) -> tuple[ConfFile, tuple[Path, ...]]:
     """The conf file a name or path means, and the roots extended by the path's own.
 
-    A file outside a `conf/` folder is its folder's neighbour as if that were one: `defaults` may
-    name the files beside it.
+    `key` is the option that names it, for errors. A file outside a `conf/` folder is its folder's
+    neighbour as if that were one: `defaults` may name the files beside it.
     """
     if isinstance(conf, str) and not conf.endswith((".yaml", ".yml")) and "/" not in conf:
         return find_conf(conf, roots), tuple(roots)
     path = Path(conf).expanduser().resolve()
     if not path.is_file():
         near = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        raise SpecError(f"conf={conf}: no such file.{did_you_mean(path.name, near)}")
+        raise SpecError(f"{key}={conf}: no such file.{did_you_mean(path.name, near)}")
     known = [(root / _GROUP).resolve() for root in roots]
     if path.parent.name == _GROUP and path.parent not in known:
         roots = [path.parent.parent, *roots]
@@ -121,14 +123,14 @@ def open_conf(conf: str | Path, roots: Sequence[Path]) -> tuple[ConfFile, tuple[
 
 
 def inherited_conf(
-    conf: str | Path, search_path: Sequence[str | Path] = ()
+    conf: str | Path, search_path: Sequence[str | Path] = (), key: str = "conf"
 ) -> tuple[str, dict[str, Any]]:
     """The name of a conf, and its YAML with all that it inherits, interpolations as written.
 
     Raises:
         SpecError: it, or one that it inherits from, is not there or cannot be read.
     """
-    file, roots = open_conf(conf, search_roots(search_path))
+    file, roots = open_conf(conf, search_roots(search_path), key)
     return file.name, _inherited(ancestry(file, roots))
 
 

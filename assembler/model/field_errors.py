@@ -6,12 +6,13 @@ Each message says where the value was set, what is wrong and what would be right
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from assembler.errors import did_you_mean
+from assembler.model.names import PER_LAYER
 from assembler.model.registry import BLOCK_TAG, PLAIN_TAG, BlockRegistry
 
 KeyPath = tuple[str | int, ...]
@@ -42,7 +43,9 @@ def field_errors(
         location = tuple(k for k in finding["loc"] if k not in tags)
         key = key_of(location)
         owner = _owner(finding["loc"], model, registry)
-        lines.append(f"{where(key)}: {dotted(key)}: {_message(finding, owner)}")
+        lines.append(
+            f"{where(key)}: {dotted(key)}: {_message(finding, owner)}{_near_per_layer(finding)}"
+        )
     return lines
 
 
@@ -135,6 +138,14 @@ def _message(finding: dict[str, Any], owner: type[BaseModel]) -> str:
         case "string_type":
             return f"must be text (got {shown(given)})"
     return f"{finding['msg'][0].lower()}{finding['msg'][1:]} (got {shown(given)})"
+
+
+def _near_per_layer(finding: Mapping[str, Any]) -> str:
+    """Did you mean `per_layer`? For a value that is a mapping of one key that looks like it."""
+    given = finding.get("input")
+    if not isinstance(given, Mapping) or len(given) != 1 or PER_LAYER in given:
+        return ""
+    return did_you_mean(str(next(iter(given))), [PER_LAYER])
 
 
 def shown(value: Any) -> str:

@@ -17,6 +17,7 @@ LAYERS = "layers"
 TOKENS, LOGITS = "tokens", "logits"  # what a model's equations begin with and end with
 NUMBERS = ("hidden_size", "vocab_size", "num_layers")  # of the model, in every equation
 LAYER_INDEX = "i"
+PER_LAYER = "per_layer"  # the key of a field with a value for each layer
 
 
 def block_name_problem(name: str, streams: Iterable[str]) -> str | None:

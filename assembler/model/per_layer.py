@@ -13,9 +13,7 @@ from typing import Any
 from assembler.errors import SpecError
 from assembler.model import expressions
 from assembler.model.field_errors import KeyPath, shown
-from assembler.model.names import LAYER_INDEX
-
-PER_LAYER = "per_layer"
+from assembler.model.names import LAYER_INDEX, PER_LAYER
 
 
 def is_per_layer(value: Any) -> bool:
@@ -77,7 +75,8 @@ class LayerFields:
         if not isinstance(given, list):
             raise SpecError(f"{PER_LAYER} takes a list or an expression in i (got {shown(given)})")
         if self.index >= len(given):
-            raise SpecError(f"{PER_LAYER} has {len(given)} values")
+            wanted = f"{self.count} are wanted, one for each layer"
+            raise SpecError(f"{PER_LAYER} has {len(given)} values, {wanted}")
         return given[self.index]
 
     def _named(self, name: str) -> int:

@@ -135,8 +135,10 @@ class _LineParser:
             return Scalar(node, per_layer=name == "i")
         if name in self.scope.blocks:
             raise WiringError(f"'{name}' is a block: call it, {name}(x)")
-        known = [*self.streams, *self.scope.numbers]
-        raise WiringError(f"unknown stream '{name}'.{did_you_mean(name, known)}")
+        known = [*sorted(self.streams), *self.scope.numbers]
+        raise WiringError(
+            f"unknown stream '{name}'.{did_you_mean(name, known)} Known here: {', '.join(known)}"
+        )
 
     def _binary(self, node: ast.BinOp) -> Node:
         left, right = self._node(node.left), self._node(node.right)

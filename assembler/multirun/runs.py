@@ -51,13 +51,15 @@ def multirun(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     Raises:
         OptionError: nothing is swept, a column is not there, or a file cannot be written.
     """
-    from assembler.multirun.table import print_table, write_csv
+    from assembler.multirun.table import check_csv, print_table, write_csv
 
     own, others = _own_options(argv)
     if own.plot:
         from assembler.multirun.plot import check_format
 
         check_format(Path(own.plot))  # before the runs, which may take long
+    if own.csv:
+        check_csv(Path(own.csv))
     models = _models_of(main)
     runs = expand_sweeps(others, {name for model in models for name in verbatim_fields(model)})
     has_json = any("format" in model.model_fields for model in models)

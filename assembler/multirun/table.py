@@ -39,6 +39,18 @@ def print_table(results: Sequence[Result], columns: Sequence[str]) -> None:
         console.print(f"more differ: {rest}. columns=[...] chooses; csv=FILE has all", style="dim")
 
 
+def check_csv(path: Path) -> None:
+    """Refuse, before the runs, a file whose folder is not there.
+
+    Raises:
+        OptionError: it is not, or the path is itself a folder.
+    """
+    if not path.parent.is_dir():
+        raise OptionError(f"csv={path}: cannot be written: there is no folder {path.parent}")
+    if path.is_dir():
+        raise OptionError(f"csv={path}: cannot be written: it is a folder")
+
+
 def write_csv(path: Path, results: Sequence[Result]) -> None:
     """Every result of every run; numbers as they are.
 

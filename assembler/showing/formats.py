@@ -19,6 +19,23 @@ ENDINGS: dict[str, Format] = {
 }
 
 
+def checked_format(asked: Format | None, path: str | Path | None) -> Format:
+    """The format that is asked for, by its name or by that of the file.
+
+    Raises:
+        OptionError: the two contradict each other, or the file's name asks for none.
+    """
+    if asked is None:
+        return "tree" if path is None else format_of(path)
+    meant = asked if path is None else ENDINGS.get(Path(path).suffix.lower(), asked)
+    if meant != asked:
+        raise OptionError(
+            f"format={asked} contradicts out={path}, which is {meant} by its ending: leave "
+            "format= out, or give the file another name"
+        )
+    return asked
+
+
 def format_of(path: str | Path) -> Format:
     """The format that the name of a file asks for.
 

@@ -74,9 +74,9 @@ def _read_text(path: Path) -> str:
 
 
 def _read_backend(folder: Path) -> tokenizers.Tokenizer:
+    if lacking := lacks_tokenizer(folder):
+        raise TokenizerError(lacking)
     path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise TokenizerError(_no_tokenizer_json(folder))
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing more precise
@@ -95,7 +95,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _no_tokenizer_json(folder: Path) -> str:
+def lacks_tokenizer(folder: Path) -> str:
+    """Why `folder` has no tokenizer that is read, and what to do; "" if it has a tokenizer.json."""
+    if (folder / "tokenizer.json").is_file():
+        return ""
     if not folder.is_dir():
         return f"{folder}: no such folder"
     names = sorted(entry.name for entry in folder.iterdir())

@@ -71,7 +71,10 @@ def _config(transformers: Any, path: Path | None, model_type: str | None, truste
         known = list(transformers.models.auto.configuration_auto.CONFIG_MAPPING)
         if model_type not in known:
             hint = did_you_mean(str(model_type), known)
-            raise OptionError(f"model_type={model_type}: transformers has no such type.{hint}")
+            raise OptionError(
+                f"model_type={model_type}: transformers has no such type.{hint} One that comes "
+                "with code of its own: config=path/to/config.json trust_remote_code=true"
+            )
         return transformers.AutoConfig.for_model(model_type)
     file = path / "config.json" if path.is_dir() else path
     try:

@@ -199,7 +199,8 @@ def _findings(issues: list[Issue]) -> list[Finding]:
     for issue in folded:
         finding = issue.finding()
         if issue.kind in ("missing", "half_merged") and issue.names:
-            near = "".join(did_you_mean(name, spare, most=1) for name in issue.names[:2])
+            hints = (did_you_mean(name, spare, most=1) for name in issue.names[:2])
+            near = "".join(dict.fromkeys(hints))
         elif issue.kind == "unclaimed" and len(issue.names) == 0:
             near = did_you_mean(issue.subject, wanted, most=1)
         else:

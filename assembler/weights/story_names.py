@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -89,12 +90,31 @@ def _not_found(name: str, plan: LoadPlan, tensors: Mapping[str, TensorInfo]) -> 
     indices = blank_indices(name)[1]
     candidates: dict[tuple, str] = {}
     known = {*ours, *tensors}
-    for other in known:
+    for other in sorted(known):
         form, own = blank_indices(other)
         same = fill_form(form, indices) if len(own) == len(indices) else ""
         if same in known:
             candidates[form] = same
         else:
             candidates.setdefault(form, other)
-    hint = did_you_mean(name, candidates.values())
+    modules_above = {path for path in map(_parent, ours) if path}
+    same_end, near_end = _by_ending(name, [*candidates.values(), *sorted(modules_above)])
+    hint = same_end or did_you_mean(name, candidates.values()) or near_end
     return f"neither the checkpoint nor the model has '{name}'.{hint}"
+
+
+def _parent(name: str) -> str:
+    """`layers.0.attn` of `layers.0.attn.qkv`; "" where that is no module's name."""
+    above = name.rpartition(".")[0]
+    return "" if above.rpartition(".")[2].isdecimal() else above
+
+
+def _by_ending(name: str, known: Iterable[str]) -> tuple[str, str]:
+    """Hints at a name that ends in `name`, and at one whose end is near: `layers.0.attn`."""
+    depth = name.count(".") + 1
+    ends: dict[str, str] = {}
+    for other in known:
+        ends.setdefault(".".join(other.split(".")[-depth:]), other)
+    near = difflib.get_close_matches(name, list(ends), n=1)
+    same = f" Did you mean '{ends[name]}'?" if name in ends else ""
+    return same, f" Did you mean '{ends[near[0]]}'?" if near else ""

@@ -64,6 +64,8 @@ def test_refusals(run: Run, tiny: Path):
     near = KEY.replace("k_proj", "kproj")
     refused(run(explain, at, f"tensor={near}"), rf"neither .* nor .*Did you mean '{re.escape(KEY)}")
     refused(run(explain, at, "tensor=layers.1.atn.qkv"), r"Did you mean 'layers\.1\.attn\.qkv'")
+    refused(run(explain, at, "tensor=attn"), r"has 'attn'\. Did you mean 'layers\.0\.attn'\?")
+    refused(run(explain, at, "tensor=kqv"), r"Did you mean 'layers\.0\.attn\.qkv'\?")
     refused(run(explain, at), "which tensor")
     refused(run(explain, at, "tensor=x", "tp=0"), "tp=0")
     refused(run(explain, at, "tensor=x", "format=xml"), "'text' or 'json'")

@@ -112,3 +112,12 @@ def test_the_command(capsys):
         main(["conf=llama", "other=qwen3", "conf.layers.count=2"])
     with pytest.raises(AssemblerError, match=r"no conf named 'lama'.*llama"):
         main(["conf=lama", "other=qwen3"])
+    with pytest.raises(AssemblerError, match=r"^other=\./nope\.yaml: no such file"):
+        main(["conf=llama", "other=./nope.yaml"])
+
+
+@pytest.mark.parametrize("text", ["weights: {norm: model.norm}\n", "extends: llama\n"])
+def test_a_weight_map_is_no_architecture(text: str, tmp_path: Path):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(AssemblerError, match=r"^other=.*mine\.yaml: this is a weight map"):
+        diff_architectures("llama", tmp_path / "mine.yaml")

@@ -74,7 +74,7 @@ def test_inside_a_nested_block(ws: Workspace) -> None:
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        ("[8, 9]", "layers.blocks.mlp.size: per_layer has 2 values (in layer 2 of 4)"),
+        ("[8, 9]", "layers.blocks.mlp.size: per_layer has 2 values, 4 are wanted, one for each "),
         ("3", "size: per_layer takes a list or an expression in i (got 3) (in layer 0 of 4)"),
         ("'8 * layer'", "size: unknown name 'layer': the only one is the layer's index, i (in lay"),
         (
@@ -95,3 +95,14 @@ def test_outside_the_layers_there_is_no_layer(ws: Workspace) -> None:
     head = "lm_head: {block: Head, tied: {per_layer: [true, true]}}"
     with pytest.raises(SpecError, match=r"lm_head\.tied: .*per_layer"):
         _spec(ws, ("lm_head: {block: Head}", head))
+
+
+def test_a_misspelt_per_layer_is_told(ws: Workspace) -> None:
+    with pytest.raises(SpecError) as caught:
+        _spec(ws, (MLP, "mlp: {block: Feed, size: {per_layers: [8, 9, 8, 9]}}"))
+    assert str(caught.value).endswith(
+        "(got {'per_layers': [8, 9, 8, 9]}) Did you mean 'per_layer'?"
+    )
+    with pytest.raises(SpecError) as caught:
+        _spec(ws, (MLP, "mlp: {block: Feed, size: {window: 3}}"))
+    assert "Did you mean" not in str(caught.value)

@@ -150,7 +150,7 @@ def test_numbers_that_differ_from_layer_to_layer(line: str, per_layer: bool) -> 
         ("x = max(x, 0)", "max(...) takes numbers, not streams"),
         ("x = atn(x)", "unknown block or function 'atn'. Did you mean 'attn'?"),
         ("x = layers(x)", "unknown block or function 'layers'."),
-        ("x = y", "unknown stream 'y'."),
+        ("x = y", "unknown stream 'y'. Known here: x, "),
         ("x = hiden_size * x", "unknown stream 'hiden_size'. Did you mean 'hidden_size'?"),
         ("x = attn + x", "'attn' is a block: call it, attn(x)"),
         ("mlp = x", "'mlp' is a block, so a stream cannot be called that"),
@@ -193,7 +193,7 @@ def test_several_findings_are_one_error() -> None:
         "f.yaml:10: unknown block or function 'atn'. Did you mean 'attn'? Known here: attn, mlp, "
         "norm, mix, exp, log, sigmoid, softcap, sqrt, tanh",
         "f.yaml:11: attribute access ('.') is not allowed in an equation",
-        "f.yaml:12: unknown stream 'z'.",
+        "f.yaml:12: unknown stream 'z'. Known here: x, y, hidden_size, num_layers, i",
     ]
 
 

@@ -127,6 +127,13 @@ def test_what_cannot_be_shown(arguments: list[str], message: str, folder: Path, 
     assert message in capsys.readouterr().err
 
 
+def test_a_csv_in_no_folder_is_refused_before_the_runs(folder: Path, tmp_path: Path, capsys):
+    for file in (tmp_path / "none" / "x.csv", tmp_path):
+        assert run(memory, f"checkpoint={folder}", "tp=1,2", f"csv={file}") == 2
+        said = capsys.readouterr()
+        assert f"csv={file}: cannot be written" in said.err and "[1/2]" not in said.err
+
+
 def test_json_becomes_columns():
     data = json.loads(
         '{"a": 1, "b": [{"n": 2}], "c": [{"n": 2}, {"n": 3}], "d": [{"t": "x"}], "e": null}'

@@ -113,6 +113,8 @@ def test_refusals(run: Run, llama: Path) -> None:
 
     assert "out=model.pdf: what is it to be?" in refused(f"checkpoint={llama}", "out=model.pdf")
     assert "cannot be written" in refused(f"checkpoint={llama}", "out=none/model.html")
+    both = refused(f"checkpoint={llama}", "format=svg", "out=x.html")
+    assert "format=svg contradicts out=x.html, which is html" in both
     assert "format='png'" in refused(f"checkpoint={llama}", "format=png")
     assert "which model?" in refused()
     assert "tp=0" in refused(f"checkpoint={llama}", "tp=0")

@@ -122,6 +122,7 @@ class TestAgainstAFile:
         ({}, "pass config=path/to/config.json or model_type=NAME"),
         ({"config": "x.json", "model_type": "llama"}, "one of them"),
         ({"model_type": "lama"}, "no such type. Did you mean 'llama'"),
+        ({"model_type": "plover"}, r"config=path/to/config\.json trust_remote_code=true"),
         ({"config": "nowhere.json"}, "config=nowhere.json: cannot be read"),
         ({"model_type": "llama", "against": "x.safetensors"}, "leave against= out"),
     ],
