@@ -191,6 +191,16 @@ def test_kv_heads_are_shared_when_there_are_more_ranks(tmp_path: Path):
     assert rows == ["rows 0:6", "rows 0:6", "rows 6:12", "rows 6:12"]
 
 
+def test_one_near_tensor_is_named_once(tmp_path: Path):
+    def fuse(weights: Weights) -> None:
+        gate = next(name for name in weights if name.endswith("gate_proj.weight"))
+        weights[gate.replace("gate_proj", "gateup_proj")] = weights.pop(gate)
+        del weights[gate.replace("gate_proj", "up_proj")]
+
+    [missing] = [f for f in make_plan(tmp_path, fuse).findings if f.kind == "missing"]
+    assert missing.hint.count("Did you mean") == 1
+
+
 def test_many_findings_are_capped(tmp_path: Path):
     weights = tensors()
     weights |= {f"{'x' * n}.weight": torch.zeros(1) for n in range(1, 51)}
