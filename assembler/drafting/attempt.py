@@ -15,7 +15,12 @@ from torch import nn
 from assembler.drafting.anatomy import Anatomy
 from assembler.drafting.attention_changes import change_attention
 from assembler.drafting.comparison import Comparison
-from assembler.drafting.fields import rename_fields, supply_missing, widen_assumptions
+from assembler.drafting.fields import (
+    name_by_value,
+    rename_fields,
+    supply_missing,
+    widen_assumptions,
+)
 from assembler.drafting.forward_changes import change_forward
 from assembler.drafting.kinds_of_layers import name_one_kind, settle_kinds
 from assembler.drafting.library import Shipped, fields_read, meaningful
@@ -123,6 +128,7 @@ class Workbench:
 
     def _prepare(self, sheet: Sheet) -> None:
         rename_fields(sheet)
+        name_by_value(sheet, self.anatomy)
         widen_assumptions(sheet)
         settle_kinds(sheet)
         name_one_kind(sheet)

@@ -32,6 +32,11 @@ _FROM_SHAPES = {
     "num_hidden_layers": lambda a: a.inventory.count,
     "intermediate_size": lambda a: _inner(a, "mlp"),
 }
+_SIZES = {
+    ("hidden_size",): "hidden_size",
+    ("vocab_size",): "vocab_size",
+    ("layers", "count"): "num_hidden_layers",
+}
 
 
 def rename_fields(sheet: Sheet) -> None:
@@ -165,6 +170,16 @@ def _supply_field(
             sheet.set(("config_defaults", name), size, "from the shapes of the tensors")
         else:
             _set_leaf(sheet, path, size, f"config.json has no {name}")
+
+
+def name_by_value(sheet: Sheet, anatomy: Anatomy) -> None:
+    """Where no field has a known name for a size of the model, take the one that has its value."""
+    for place, known in _SIZES.items():
+        size = _from_shapes(known, anatomy)
+        if size is None or any(_is_there(sheet, name) for name in synonyms_of(known)):
+            continue
+        if (field := sheet.field_of_value(size)) is not None:
+            sheet.set(place, f"${{hf:{field}}}", "the only field of config.json with this value")
 
 
 def _from_shapes(name: str | None, anatomy: Anatomy) -> int | None:

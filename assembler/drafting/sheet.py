@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from assembler.drafting.library import Shipped
+from assembler.drafting.library import Shipped, meaningful
 from assembler.drafting.vocabulary import synonyms_of
 from assembler.model.config_fields import ConfigFields, Missing
 from assembler.model.inherit import overlay
@@ -85,6 +85,12 @@ class Sheet:
             if value is not None and not isinstance(value, Missing):
                 return name
         return None
+
+    def field_of_value(self, number: int) -> str | None:
+        """The field of config.json that alone has this value, unless its name says what it is."""
+        config = {name: self.fields.get(name) for name in self.fields}
+        same = [n for n in meaningful(config) if type(config[n]) is int and config[n] == number]
+        return same[0] if len(same) == 1 and synonyms_of(same[0]) == (same[0],) else None
 
     def number(self, *names: str) -> int | None:
         """The value of that field, if it is a whole number."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from conftest import Drafting
-from invented_checkpoints import HEAD_DIM, HEADS, HIDDEN, INNER, KV_HEADS, VOCAB
+from invented_checkpoints import HEAD_DIM, HEADS, HIDDEN, INNER, KV_HEADS, LAYERS, VOCAB
 
 Q_ROWS, KV_ROWS = HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM
 QKV = Q_ROWS + 2 * KV_ROWS
 APART = dict.fromkeys(("attn.wq.weight", "attn.wk.weight", "attn.wv.weight"))
 UNGATED = {"ffn.w1.weight": None, "ffn.w3.weight": None, "ffn.w2.weight": None}
+MULTI_HEAD = dict.fromkeys(("attn.wk.weight", "attn.wv.weight"), (Q_ROWS, HIDDEN))
 NORMS = dict.fromkeys(("ln_1.weight", "ln_2.weight"))
 
 
@@ -153,6 +154,16 @@ def test_no_field_has_the_same_name_twice(draft: Drafting) -> None:
     drafted = draft(config, parent="ctrl")
     assert drafted.report.complete
     assert "n_embd|" not in drafted.text and "|n_embd" not in drafted.text
+
+
+def test_sizes_whose_fields_only_their_values_tell(draft: Drafting) -> None:
+    unusual = {"d_model": None, "n_layers": None, "width": HIDDEN, "depth": LAYERS}
+    drafted = draft({**unusual, "n_kv_heads": HEADS, "head_dim": HEAD_DIM}, MULTI_HEAD)
+    assert drafted.conf["hidden_size"] == "${hf:width}"
+    assert drafted.conf["layers"]["count"] == "${hf:depth}"
+    assert "${hf:depth}  # guess: the only field of config.json with this value" in drafted.text
+    twice = draft({**unusual, "girth": HIDDEN, "n_kv_heads": HEADS}, MULTI_HEAD)
+    assert "${hf:width}" not in twice.text and "${hf:girth}" not in twice.text
 
 
 def test_other_modalities_are_left_aside_with_the_reason(draft: Drafting) -> None:
