@@ -25,6 +25,7 @@ from assembler.kernels.paged_attention_torch import GatherBuffers, paged_attenti
 from assembler.kernels.paged_batch import PagedBatch
 from assembler.kernels.store_kv_torch import store_kv_torch
 
+ASKED_FOR = "asked for"  # the reason of a backend that was named
 BACKEND_NAMES = ("auto", "torch", "triton", "flash_attn")
 
 _log = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ def attention_backend(
             + did_you_mean(name, BACKEND_NAMES)
         )
     device = torch.device(device)
-    reason = "asked for"
+    reason = ASKED_FOR
     if name == "auto":
         name, reason = _choose(device, uses)
     backend = _make(name, device, uses)

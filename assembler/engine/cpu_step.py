@@ -166,7 +166,10 @@ def cpu_step(
 
     `dtype` is that of the weights and of the cache; a cache of 8 bits has no CPU kernels.
     """
-    if device.type != "cpu" or dtype.itemsize == 1:
+    if device.type != "cpu":
+        return None
+    if dtype.itemsize == 1:
+        _log.info("steps run in torch: there is no CPU kernel for a cache of 8 bits")
         return None
     try:
         program = lower(model, caches, max_rows(dtype), dtype)
@@ -174,6 +177,7 @@ def cpu_step(
         _log.info("steps run in torch: there is no CPU kernel for %s", reason)
         return None
     if not can_run(dtype):
+        _log.info("steps run in torch: no CPU kernels for %s here", dtype)
         return None
     for name, count in Counter(call.name for call in program.calls).items():
         reason = program.reasons[name]

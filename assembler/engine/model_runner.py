@@ -20,6 +20,7 @@ from assembler.engine.peers import Peers
 from assembler.engine.sampler import Sampler
 from assembler.engine.scheduled_batch import ScheduledBatch
 from assembler.engine.step_inputs import StepInputs
+from assembler.kernels.dispatch import ASKED_FOR
 from assembler.kernels.paged_batch import PagedBatch
 
 if TYPE_CHECKING:
@@ -66,9 +67,9 @@ class ModelRunner:
         self.kv_caches: list[KVCache] = allocate_kv_caches(
             cache_specs(model), num_pages, page_size, self.device, dtype
         )
-        self._small_step = (
-            None if enforce_eager else cpu_step(model, self.kv_caches, self.device, dtype)
-        )
+        # Compiled steps attend by themselves: whoever names a backend gets it.
+        in_torch = enforce_eager or getattr(attention_backend, "reason", "") == ASKED_FOR
+        self._small_step = None if in_torch else cpu_step(model, self.kv_caches, self.device, dtype)
         self.graphs: DecodeGraphs | None = None
         if graphs is not None and not enforce_eager:
             with current_device(self.device):

@@ -176,7 +176,7 @@ def test_dummy_weights(run: Run, tiny: Path, home: Path, tmp_path: Path):
     assert result.status == 0, result.err
     assert len(result.out.split()) == 5
     assert all(0 <= int(token) < 260 for token in result.out.split())
-    refused(run(generate, f"checkpoint={config}", "prompt=Hi", *base), "give the prompt as token i")
+    refused(run(generate, f"checkpoint={config}", "prompt=Hi", *base), "prompts are token ids")
     refused(run(generate, f"checkpoint={config}", "prompt=1 2"), r"config\.json: is no checkpoint")
 
 

@@ -139,6 +139,24 @@ def test_what_has_no_instruction_runs_in_torch(model: nn.Module, caplog: pytest.
     assert "torch runs MoE within the CPU kernels' steps, 1 times: hooks" in caplog.text
 
 
+@pytest.mark.parametrize("model", ["qwen2_moe-dense-between-windows"], indirect=True)
+@pytest.mark.parametrize(
+    "place", ["", "layers", "layers.1", "layers.1.attn.qkv", "layers.1.moe.router"]
+)
+def test_hooks_within_blocks_and_around_them_leave_all_to_torch(
+    place: str, model: nn.Module, caplog: pytest.LogCaptureFixture
+):
+    hook = model.get_submodule(place).register_forward_hook(lambda *call: None)
+    try:
+        paged = PagedTexts(model, token_ids(), "torch")
+        with caplog.at_level("INFO", "assembler"):
+            step = cpu_step(model, paged.kv_caches, torch.device("cpu"), torch.float32)
+    finally:
+        hook.remove()
+    assert step is None
+    assert f"no CPU kernel for {place or 'the model'}, which has hooks" in caplog.text
+
+
 @pytest.mark.parametrize("model", ["gpt2-published-names"], indirect=True)
 def test_positions_that_a_table_lacks_are_refused(model: nn.Module):
     paged = _paged(model)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from assembler.kernels import cpu_library as module
-from assembler.kernels.cpu_library import cpu_library
+from assembler.kernels.cpu_library import cpu_library, find_compiler
 
 COMPILED = """#!/bin/sh
 echo called >> {log}
@@ -39,6 +39,14 @@ class Compiler:
     @property
     def calls(self) -> int:
         return self.log.read_text().count("called") if self.log.exists() else 0
+
+
+def test_the_kernels_compile_where_there_is_a_compiler(monkeypatch: pytest.MonkeyPatch):
+    """What needs them is skipped elsewhere; here their absence is a failure."""
+    if find_compiler() is None:
+        pytest.skip("there is no C++ compiler")
+    monkeypatch.delenv("ASSEMBLER_CPU_KERNELS", raising=False)
+    assert cpu_library.__wrapped__() is not None
 
 
 @pytest.fixture(scope="module")

@@ -37,6 +37,7 @@ def lower(
     """
     if not isinstance(model, fx.GraphModule) or getattr(model.tp, "size", 1) > 1:
         raise NotLowered("it is no graph of blocks on one rank")
+    _refuse_hooks_elsewhere(model)
     program = Program(max_rows, dtype, caches, _RULES)
     result = _Walk(model, program).run(Tokens(), _CONTEXT)
     if not (isinstance(result, Value) and result.place == LOGITS):
@@ -44,6 +45,16 @@ def lower(
     keep_wanted_rows(program)
     program.join_chains()
     return program
+
+
+def _refuse_hooks_elsewhere(model: fx.GraphModule) -> None:
+    """A block with hooks runs in torch; hooks within one, or around several, would be lost."""
+    for name, module in model.named_modules():
+        hooks = module._forward_hooks or module._forward_pre_hooks
+        parent = model.get_submodule(name.rpartition(".")[0])
+        is_block = isinstance(parent, fx.GraphModule) and module is not model.layers
+        if hooks and (not is_block or isinstance(module, fx.GraphModule)):
+            raise NotLowered(f"{name or 'the model'}, which has hooks")
 
 
 class _Walk(fx.Interpreter):
