@@ -18,7 +18,6 @@ from pydantic import Field
 from assembler.command_line import (
     Arguments,
     Verbatim,
-    collector_paused,
     describe_options,
     parse_arguments,
     run_command,
@@ -28,6 +27,7 @@ from assembler.engine.sampling_params import SamplingParams
 from assembler.errors import OptionError
 from assembler.llm_options import LLMOptions
 from assembler.progress import bytes_bar
+from assembler.weights.collector import collector_paused
 
 if TYPE_CHECKING:
     from assembler.engine.outputs import CompletionOutput, RequestOutput

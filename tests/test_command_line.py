@@ -14,12 +14,12 @@ from pydantic import BaseModel, Field
 
 from assembler.command_line import (
     Verbatim,
-    collector_paused,
     describe_options,
     parse_arguments,
     run_command,
 )
 from assembler.errors import OptionError, SpecError
+from assembler.weights.collector import collector_paused
 
 
 class What(BaseModel):
