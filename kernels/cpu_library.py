@@ -21,7 +21,7 @@ from pathlib import Path
 
 SOURCES = Path(__file__).parent / "cpu"
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread")
-COMPILE_SECONDS = 300  # a compiler that takes longer is given up; 5 are usual on an idle machine
+COMPILE_SECONDS = 50  # nobody waits a minute for a compiler; 5 are usual on an idle machine
 
 _log = logging.getLogger(__name__)
 
