@@ -8,8 +8,8 @@ Three things keep the newest text from being final:
 
 * the bytes of a UTF-8 character may be spread over several tokens (an unfinished one decodes to
   U+FFFD, so a U+FFFD at the end waits for the next token);
-* a decoder with byte fallback turns a *run* of byte tokens into characters only if the whole run is
-  UTF-8, and into U+FFFD otherwise, so a run at the end waits for its end;
+* with byte fallback, tokens that are bytes wait until they are a character (see `byte_fallback`,
+  also for broken UTF-8, the one case in which the library decodes otherwise);
 * with `clean_up_spaces`, a space depends on the word after it (see `cleanup`).
 
 Decoding everything again for each token would take quadratic time, so only a window is decoded: the
@@ -19,10 +19,11 @@ first token specially (SentencePiece drops its leading space).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import tokenizers
 
+from assembler.tokenizer.byte_fallback import ByteRun
 from assembler.tokenizer.cleanup import SpaceCleaner
 
 _REPLACEMENT = "\ufffd"
@@ -35,7 +36,7 @@ class Detokenizer:
         self,
         backend: tokenizers.Tokenizer,
         skip_ids: frozenset[int],
-        byte_ids: frozenset[int],
+        byte_values: Mapping[int, int],
         clean_up_spaces: bool = False,
     ) -> None:
         """Made by `Tokenizer.detokenizer`.
@@ -43,25 +44,26 @@ class Detokenizer:
         Args:
             backend: what decodes.
             skip_ids: tokens to leave out.
-            byte_ids: tokens that stand for one byte each (`byte_fallback_ids`).
+            byte_values: tokens that stand for one byte each (`byte_fallback_values`).
             clean_up_spaces: remove the spaces before punctuation (see `cleanup`).
         """
         self._backend = backend
         self._skip_ids = skip_ids
-        self._byte_ids = byte_ids
+        self._byte_values = byte_values
         self._cleaner = SpaceCleaner() if clean_up_spaces else None
         self._window: list[int] = []
         self._context = 0  # how many tokens of the window are context
         self._given = 0  # how many characters of the window's text have been given out
+        self._run = ByteRun()  # of the byte tokens at the end of the window
 
     def push(self, token_ids: int | Iterable[int]) -> str:
         """Add tokens; return the text that became final ("" if none did)."""
         ids = [token_ids] if isinstance(token_ids, int) else token_ids
-        self._window.extend(i for i in ids if self._has_text(i))
-        end = self._end_of_complete_tokens()
+        new = "".join([self._add(i) for i in ids if self._has_text(i)])
+        end = len(self._window) - self._run.num_waiting
         text = self._decode(self._window[:end])
         final = text.removesuffix(_REPLACEMENT)
-        new = final[self._given :]
+        new += final[self._given :]
         self._given = max(self._given, len(final))
         if end == len(self._window) and final == text:
             self._move_window()
@@ -69,8 +71,9 @@ class Detokenizer:
 
     def finish(self) -> str:
         """The sequence is complete: return the text still held back."""
+        new = self._set_apart(self._run.num_waiting) if self._run.num_waiting else ""
         text = self._decode(self._window)
-        new, self._given = text[self._given :], len(text)
+        new, self._given = new + text[self._given :], len(text)
         return new if self._cleaner is None else self._cleaner.push(new) + self._cleaner.finish()
 
     def _decode(self, ids: list[int]) -> str:
@@ -80,12 +83,30 @@ class Detokenizer:
         """False for tokens that decoding passes over, as if they were not there."""
         return token_id not in self._skip_ids and self._backend.id_to_token(token_id) is not None
 
-    def _end_of_complete_tokens(self) -> int:
-        """Length of the window without the byte tokens at its end."""
-        end = len(self._window)
-        while end > self._context and self._window[end - 1] in self._byte_ids:
-            end -= 1
-        return end
+    def _add(self, token_id: int) -> str:
+        """Add a token to the window; the text before bytes that turn out to be no character."""
+        waiting = self._run.num_waiting
+        byte = self._byte_values.get(token_id)
+        new = ""
+        if byte is not None:
+            if not self._run.add(byte):
+                new = self._set_apart(waiting)
+        elif self._byte_values:
+            new = self._set_apart(waiting) if waiting else ""
+            self._run = ByteRun()
+        self._window.append(token_id)
+        return new
+
+    def _set_apart(self, count: int) -> str:
+        """Begin a window with the last `count` tokens; the text before them, which is final.
+
+        They are no UTF-8. Decoded together with the bytes before them they would spoil these.
+        """
+        end = len(self._window) - count
+        new = self._decode(self._window[:end])[self._given :]
+        self._window = self._window[end:]
+        self._context = self._given = 0
+        return new
 
     def _move_window(self) -> None:
         """Everything in the window is final: keep its newest tokens as context for the next ones.
@@ -98,13 +119,3 @@ class Detokenizer:
             self._window = context
             self._context = len(context)
             self._given = len(text)
-
-
-def byte_fallback_ids(backend: tokenizers.Tokenizer) -> frozenset[int]:
-    """Ids of the tokens `<0x00>` to `<0xFF>`, if the decoder reads them as bytes."""
-    decoder = backend.decoder
-    if decoder is None or b'"ByteFallback"' not in decoder.__getstate__():
-        return frozenset()
-    spellings = (f"<0x{byte:02{case}}>" for byte in range(256) for case in "Xx")
-    ids = (backend.token_to_id(spelling) for spelling in spellings)
-    return frozenset(token_id for token_id in ids if token_id is not None)

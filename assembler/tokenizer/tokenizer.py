@@ -11,9 +11,10 @@ from typing import Any
 import tokenizers
 
 from assembler.errors import RequestError, TokenizerError
+from assembler.tokenizer.byte_fallback import byte_fallback_values
 from assembler.tokenizer.chat_template import ChatTemplate
 from assembler.tokenizer.cleanup import clean_up_spaces
-from assembler.tokenizer.detokenizer import Detokenizer, byte_fallback_ids
+from assembler.tokenizer.detokenizer import Detokenizer
 from assembler.tokenizer.folder import read_folder
 from assembler.tokenizer.gguf import read_metadata
 from assembler.tokenizer.parts import TokenizerParts
@@ -72,13 +73,21 @@ class Tokenizer:
         return frozenset(token_id for token_id, token in added.items() if token.special)
 
     @cached_property
-    def _byte_ids(self) -> frozenset[int]:
-        return byte_fallback_ids(self.backend)
+    def _byte_values(self) -> dict[int, int]:
+        return byte_fallback_values(self.backend)
 
     @property
     def bos_token_id(self) -> int | None:
         """Id of the beginning-of-sequence token, None if the model has none."""
-        text = self.special_tokens.get("bos_token")
+        return self._id_of("bos_token")
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """Id of the tokenizer's own end of sequence; `eos_token_ids` may hold more than that."""
+        return self._id_of("eos_token")
+
+    def _id_of(self, role: str) -> int | None:
+        text = self.special_tokens.get(role)
         return None if text is None else self.backend.token_to_id(text)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
@@ -113,7 +122,7 @@ class Tokenizer:
         return Detokenizer(
             self.backend,
             skip_ids=self.special_ids if skip_special_tokens else frozenset(),
-            byte_ids=self._byte_ids,
+            byte_values=self._byte_values,
             clean_up_spaces=self.clean_up_spaces,
         )
 
