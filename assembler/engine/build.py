@@ -21,6 +21,7 @@ from assembler.engine.options import EngineOptions
 from assembler.engine.page_pool import PagePool
 from assembler.engine.peers import Peers
 from assembler.engine.sampler import Sampler
+from assembler.engine.scheduled_batch import most_logit_rows
 from assembler.engine.scheduler import Scheduler
 from assembler.engine.step_memory import step_memory
 from assembler.errors import OptionError
@@ -165,7 +166,8 @@ def _num_pages(
         step = 0  # on a CPU the cache leaves more than any step takes
         if device.type != "cpu":
             num_tokens = _max_num_batched_tokens(options, max_model_len)
-            step = step_memory(model, num_tokens, options.max_num_seqs)
+            rows = most_logit_rows(options.max_num_seqs, num_tokens, options.enable_chunked_prefill)
+            step = step_memory(model, num_tokens, rows)
             step += 0 if graphs is None else graph_memory(graphs, model)
         budget = cache_budget(device, options.gpu_memory_utilization, sharing, step)
     pages = pages_in_budget(budget, cache_specs(model), options.page_size, dtype)

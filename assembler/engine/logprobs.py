@@ -16,7 +16,7 @@ from assembler.engine.outputs import Logprob
 
 ALL_TOKENS = -1
 # Rows at a time: the log-probabilities of a long prompt over a large vocabulary are gigabytes.
-_CHUNK = 256
+_CHUNK = 64
 
 
 class TokenLogprobs(NamedTuple):

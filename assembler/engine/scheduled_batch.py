@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from assembler.engine.sequence import Sequence
+
+# Logits of prompts that a step makes, where prompts may be cut: those of all the tokens of a step
+# over a large vocabulary are gigabytes.
+MAX_SCORED_TOKENS = 256
 
 
 class ScheduledSequence(NamedTuple):
@@ -44,3 +49,23 @@ class ScheduledBatch:
     def sampling_sequences(self) -> list[Sequence]:
         """The sequences that get a new token, in order."""
         return [item.sequence for item in self.items if item.samples]
+
+
+def room_for(
+    sequence: Sequence, items: Iterable[ScheduledSequence], budget: int, may_cut: bool
+) -> int:
+    """How many tokens of `sequence` fit a step that has room for `budget` more.
+
+    `items` are in the step already. Prompts that may be cut make no more than `MAX_SCORED_TOKENS`
+    logits together.
+    """
+    if not (may_cut and sequence.needs_prompt_logits):
+        return budget
+    scored = sum(item.num_prompt_logits for item in items)
+    return min(budget, MAX_SCORED_TOKENS - scored)
+
+
+def most_logit_rows(max_num_seqs: int, max_num_batched_tokens: int, may_cut: bool) -> int:
+    """The rows of logits that a step may have: those that sample, and those of scored prompts."""
+    rows = max_num_seqs + (MAX_SCORED_TOKENS if may_cut else max_num_batched_tokens)
+    return min(rows, max_num_batched_tokens)

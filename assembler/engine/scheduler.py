@@ -22,7 +22,7 @@ from collections.abc import Sequence as SequenceOf
 
 from assembler.engine.outputs import FinishReason
 from assembler.engine.page_pool import PagePool
-from assembler.engine.scheduled_batch import ScheduledBatch, ScheduledSequence
+from assembler.engine.scheduled_batch import ScheduledBatch, ScheduledSequence, room_for
 from assembler.engine.sequence import Sequence, SequenceStatus
 from assembler.errors import OptionError
 
@@ -38,11 +38,9 @@ class Scheduler:
         max_num_seqs: int = 256,
         chunked_prefill: bool = True,
     ) -> None:
-        """A scheduler without sequences.
+        """A scheduler without sequences, of so many tokens a step and sequences at a time at most.
 
         Args:
-            max_num_batched_tokens: tokens of one step at most.
-            max_num_seqs: sequences running at a time at most.
             chunked_prefill: False: a sequence starts in a step that has room for all its tokens;
                 no sequence may be longer than `max_num_batched_tokens`.
 
@@ -78,8 +76,7 @@ class Scheduler:
         Only pages and queues change. `update` follows when the step has run, else `restart`.
         """
         items: list[ScheduledSequence] = []
-        budget = self._schedule_running(items)
-        self._schedule_waiting(items, budget)
+        self._schedule_waiting(items, self._schedule_running(items))
         return ScheduledBatch(items)
 
     def update(self, batch: ScheduledBatch, token_ids: SequenceOf[int | None]) -> None:
@@ -109,10 +106,8 @@ class Scheduler:
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """End a waiting or running sequence and free its pages."""
         assert not sequence.is_finished, sequence
-        if sequence.status is SequenceStatus.RUNNING:
-            self.running.remove(sequence)
-        else:
-            self.waiting.remove(sequence)
+        runs = sequence.status is SequenceStatus.RUNNING
+        (self.running if runs else self.waiting).remove(sequence)
         self._release_pages(sequence)
         sequence.status = SequenceStatus.FINISHED
         sequence.finish_reason = reason
@@ -143,41 +138,46 @@ class Scheduler:
         index = 0
         while index < len(self.running) and budget > 0:
             sequence = self.running[index]
-            count = min(sequence.num_uncomputed_tokens, budget)
+            index += 1
+            room = room_for(sequence, items, budget, self.chunked_prefill)
+            if not (count := min(sequence.num_uncomputed_tokens, room)):
+                continue  # older prompts are scored in this step
             if not self._make_room(sequence, count):
                 break  # it was the newest itself
             items.append(self._take(sequence, count))
             budget -= count
-            index += 1
         return budget
 
     def _schedule_waiting(self, items: list[ScheduledSequence], budget: int) -> None:
         """Start waiting sequences, oldest first, while budget, seats and pages allow.
 
-        Budget is left only if every running sequence has all its tokens in this step, so what is
-        free is free indeed. A sequence starts once all its known tokens fit: started with less, it
-        would soon be preempted and computed again. (So one that was preempted in this very step
-        does not start again: an older one has taken some of its pages.)
+        Budget is left only if every running sequence has all its tokens in this step, but for
+        prompts that are scored: pages are kept for them. A sequence starts once all its known
+        tokens fit: started with less, it would soon be preempted and computed again. (So one that
+        was preempted in this very step does not start again: an older one has its pages.)
         """
         pool = self.page_pool
+        scored = (s for s in self.running if s.needs_prompt_logits)
+        owed = sum(self._pages_missing(s, s.num_uncomputed_tokens) for s in scored)
         while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
             sequence = self.waiting[0]
             cached = self._cached_pages(sequence)
             missing = pool.pages_for(len(sequence)) - len(cached)
-            if missing > pool.num_free - pool.num_idle(cached):
-                break
             num_uncomputed = len(sequence) - len(cached) * pool.page_size
-            if num_uncomputed > budget and not self.chunked_prefill:
+            room = room_for(sequence, items, budget, self.chunked_prefill)
+            fits = num_uncomputed <= room or (room and self.chunked_prefill)
+            if not fits or missing + owed > pool.num_free - pool.num_idle(cached):
                 break
             self._start(sequence, cached)
-            count = min(num_uncomputed, budget)
+            count = min(num_uncomputed, room)
             items.append(self._take(sequence, count))
+            owed += self._pages_missing(sequence, num_uncomputed)
             budget -= count
 
     def _cached_pages(self, sequence: Sequence) -> list[int]:
-        """The pages that hold the beginning of a waiting sequence; its last token is not there.
+        """The pages that hold the beginning of a waiting sequence.
 
-        That token has to run, as the next one is sampled after it; and so have all tokens of the
+        Its last token has to run, as the next one is sampled after it, and so have all tokens of a
         prompt whose logits are wanted.
         """
         if sequence.needs_prompt_logits:
@@ -228,8 +228,8 @@ class Scheduler:
 
     def _pages_missing(self, sequence: Sequence, count: int) -> int:
         """Pages to add before `count` more tokens of `sequence` can be stored."""
-        needed = self.page_pool.pages_for(sequence.num_computed_tokens + count)
-        return max(0, needed - len(sequence.pages))
+        end = sequence.num_computed_tokens + count
+        return max(0, self.page_pool.pages_for(end) - len(sequence.pages))
 
     def _preempt(self, sequence: Sequence) -> None:
         """Take the pages of the newest running sequence; it is next to run again."""

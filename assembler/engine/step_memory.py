@@ -19,12 +19,13 @@ def step_memory(model: nn.Module, num_tokens: int, num_logits: int) -> int:
     """Bytes that live at the fullest moment of a step of `num_tokens` tokens.
 
     The model runs on the meta device, with its own parameters' shapes and dtypes, and every tensor
-    that its operators make is counted; logits and their float32 copy for sampling too. Not counted
-    are workspaces inside of operators, and what attention over a split context keeps.
+    that its operators make is counted; logits and a float32 copy of them too, which sampling with
+    penalties needs, and scoring prompts a part at a time. Not counted are workspaces inside of
+    operators, and what attention over a split context keeps.
 
     Args:
         model: a model on any device, which is left as it is.
-        num_logits: rows of logits, one for each sequence that samples.
+        num_logits: rows of logits: of sequences that sample and of prompts that are scored.
     """
     num_logits = min(num_logits, num_tokens)
     tensors = dict(itertools.chain(model.named_parameters(), model.named_buffers()))
@@ -34,7 +35,7 @@ def step_memory(model: nn.Module, num_tokens: int, num_logits: int) -> int:
         held = [*absent.values(), *(keys for keys, _ in ctx.kv_caches)]
         with LiveMemory(held) as memory:
             logits = torch.func.functional_call(model, absent, (input_ids, ctx))
-            logits = logits.float()
+            logits = logits.to(torch.float32, copy=True)
     return memory.peak
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from assembler.blocks.parallel import TensorParallel
 from assembler.engine.build import DEFAULT_MAX_MODEL_LEN
 from assembler.engine.kv_cache import bytes_per_page, cache_specs
+from assembler.engine.scheduled_batch import most_logit_rows
 from assembler.engine.step_memory import step_memory
 from assembler.errors import SpecError, WiringError
 from assembler.loading import Assembly
@@ -121,7 +122,8 @@ def _size_use(
     fullest = ranks[held.index(max(held))]
     page = max(bytes_per_page(cache_specs(rank), device.page_size, dtype) for rank in ranks)
     with blaming_equations(assembly.spec):
-        step = step_memory(fullest, device.max_num_batched_tokens, device.max_num_seqs)
+        rows = most_logit_rows(device.max_num_seqs, device.max_num_batched_tokens, may_cut=True)
+        step = step_memory(fullest, device.max_num_batched_tokens, rows)
     pages = max(device.share - max(held) - step, 0) // page
     tokens = pages * device.page_size
     batch = pages // -(-context // device.page_size)

@@ -157,3 +157,33 @@ def test_finish_of_waiting_and_running_frees_everything():
     scheduler.finish(a, "abort")
     assert not scheduler.has_unfinished()
     assert scheduler.page_pool.num_free == 100
+
+
+def test_prompts_are_scored_in_parts_while_others_go_on(monkeypatch):
+    """Their logits over a large vocabulary would not fit the memory."""
+    monkeypatch.setattr("assembler.engine.scheduled_batch.MAX_SCORED_TOKENS", 5)
+    a, b = (sequence(name, 9, prompt_logprobs=0) for name in "ab")
+    scheduler = scheduler_of(a, sequence("c", 3), b, sequence("d", 2), tokens=40)
+    assert step(scheduler) == [("a", 0, 5, False), ("c", 0, 3, True)]  # d does not overtake b
+    assert [row[:3] for row in step(scheduler)] == [
+        ("a", 5, 4),  # and the logits of three: the last token stands before no other
+        ("c", 3, 1),
+        ("b", 0, 2),
+        ("d", 0, 2),
+    ]
+    assert step(scheduler)[2] == ("b", 2, 5, False)
+    assert step(scheduler)[2] == ("b", 7, 2, True)
+
+
+def test_a_prompt_that_is_scored_keeps_the_pages_it_will_need(monkeypatch):
+    monkeypatch.setattr("assembler.engine.scheduled_batch.MAX_SCORED_TOKENS", 4)
+    scheduler = scheduler_of(sequence("a", 12, prompt_logprobs=0), sequence("b", 8), pages=4)
+    while scheduler.running[:1] == [] or scheduler.running[0].num_generated_tokens < 2:
+        assert [row[0] for row in step(scheduler)] == ["a"]
+    assert scheduler.num_preemptions == 0
+
+
+def test_a_prompt_that_is_not_cut_is_scored_whole():
+    scored = sequence("a", 600, prompt_logprobs=0)
+    scheduler = scheduler_of(scored, pages=200, tokens=700, chunked=False)
+    assert step(scheduler) == [("a", 0, 600, True)]

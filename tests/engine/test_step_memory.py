@@ -7,10 +7,12 @@ import pytest
 import torch
 from tiny_llama import save_llama
 
+from assembler import LLM, SamplingParams
 from assembler.engine import build
 from assembler.engine.kv_cache import cache_budget
 from assembler.engine.live_memory import LiveMemory
 from assembler.engine.options import EngineOptions
+from assembler.engine.scheduled_batch import most_logit_rows
 from assembler.engine.step_memory import meta_step, step_memory
 from assembler.errors import OptionError
 from assembler.loading import load_model
@@ -41,12 +43,26 @@ def test_a_step_takes_what_is_said(vocab_size: int, dtype: torch.dtype, tmp_path
 
     @torch.inference_mode()
     def run():
-        model(ids, ctx).float()
+        model(ids, ctx).to(torch.float32, copy=True)
 
     run()  # what is made once is no matter of a step
     ctx.shared.clear()
     assert step_memory(model, TOKENS, LOGITS) == pytest.approx(allocated_peak(run), rel=0.05)
     assert all(parameter.device.type == "cpu" for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("may_cut", [True, False])
+def test_prompts_that_are_scored_fit_what_is_said(may_cut: bool, tmp_path: Path):
+    save_llama(tmp_path, vocab_size=8000, max_position_embeddings=800)
+    options = {"max_num_seqs": 2, "max_num_batched_tokens": 800}
+    llm = LLM(tmp_path, enforce_eager=True, enable_chunked_prefill=may_cut, **options)
+    params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
+    prompts = [[*range(600)], [5, 6, 7]]
+    rows = most_logit_rows(2, 800, may_cut)
+    assert rows == (258 if may_cut else 800)
+    taken = allocated_peak(lambda: llm.generate(prompts, params, use_tqdm=False))
+    assert taken < step_memory(llm.model, 800, rows)
+    assert most_logit_rows(4, 100, may_cut=True) == 100
 
 
 def test_fewer_tokens_than_sequences_sample_once_each(tmp_path: Path):
@@ -86,5 +102,6 @@ def test_a_gpu_keeps_room_for_the_largest_step(monkeypatch, tmp_path: Path):
     for num_tokens in (64, 512):
         options = EngineOptions(max_num_batched_tokens=num_tokens, max_num_seqs=64)
         pages = build._num_pages(model, options, 256, gpu, torch.float32, None, None)
-        free = int(0.9 * (1 << 20)) - step_memory(model, num_tokens, 64)
+        rows = most_logit_rows(64, num_tokens, may_cut=True)
+        free = int(0.9 * (1 << 20)) - step_memory(model, num_tokens, rows)
         assert pages == free // page
