@@ -30,12 +30,10 @@ def recommended_params(folder: Path) -> SamplingParams:
         ours: config[theirs] for theirs, ours in _SETTINGS.items() if config.get(theirs) is not None
     }
     try:
-        params = SamplingParams(**values)
+        # A recommendation is cut to what fits; only a number that the user names must fit.
+        return SamplingParams(**values).as_recommendation()
     except OptionError as error:
         raise CheckpointError(
             f"{folder / 'generation_config.json'}: {error}\nPass SamplingParams of your own, or "
             "correct the file."
         ) from None
-    # A recommendation is cut to what fits; only a number that the user names must fit.
-    params.model_fields_set.discard("max_tokens")
-    return params

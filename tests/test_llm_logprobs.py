@@ -12,6 +12,7 @@ from transformers import LlamaForCausalLM
 
 from assembler import LLM, SamplingParams
 from assembler.engine.outputs import Logprob, RequestOutput
+from assembler.errors import OptionError, RequestError
 
 VOCAB = 260
 PROMPTS = ["The sea, the sea!\n" * 4, "The sky, the sky.\n" * 4, "Hello there", "a"]
@@ -40,7 +41,7 @@ def reference(folder: Path) -> LlamaForCausalLM:
 
 @pytest.fixture(scope="module", params=WAYS)
 def llm(request: pytest.FixtureRequest, reference: LlamaForCausalLM, folder: Path) -> LLM:
-    return LLM(folder, **WAYS[request.param])
+    return LLM(folder, max_logprobs=-1, **WAYS[request.param])
 
 
 def expected(reference: LlamaForCausalLM, token_ids: list[int]) -> torch.Tensor:
@@ -129,6 +130,28 @@ def test_the_whole_vocabulary(llm: LLM):
     [entries] = output.outputs[0].logprobs
     assert set(entries) == set(range(VOCAB)) == set(output.prompt_logprobs[1])
     assert sum(torch.tensor([e.logprob for e in entries.values()]).exp()) == pytest.approx(1.0)
+
+
+def test_an_engine_says_how_many_it_reports(reference: LlamaForCausalLM, folder: Path):
+    llm = LLM(folder)
+    [output] = llm.generate("Hi", SamplingParams(max_tokens=1, logprobs=20), use_tqdm=False)
+    assert len(output.outputs[0].logprobs[0]) in (20, 21)
+    with pytest.raises(RequestError) as error:
+        llm.generate("Hi", SamplingParams(logprobs=21, prompt_logprobs=-1), use_tqdm=False)
+    assert str(error.value).splitlines() == [
+        "logprobs is 21: the engine reports 20 at most. Make it with max_logprobs=21 to allow more",
+        "  prompt_logprobs is -1, all tokens: the engine reports 20 at most. Make it with "
+        "max_logprobs=-1 to allow more",
+    ]
+    asks = SamplingParams(max_tokens=1, logprobs=3)
+    assert LLM(folder, max_logprobs=3).generate("Hi", asks, use_tqdm=False)
+    none = LLM(folder, max_logprobs=0)
+    with pytest.raises(RequestError, match="logprobs is 3: the engine reports 0 at most"):
+        none.generate("Hi", asks, use_tqdm=False)
+    with pytest.raises(OptionError, match="max_logprobs=-2"):
+        LLM(folder, max_logprobs=-2)
+    with pytest.raises(RequestError, match="logprobs is 261: the model has 260 tokens"):
+        LLM(folder, max_logprobs=-1).generate("Hi", SamplingParams(logprobs=261), use_tqdm=False)
 
 
 def test_a_stream_reports_as_many_as_it_has_tokens(llm: LLM):

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from collections.abc import Sequence as SequenceOf
 from typing import Protocol
 
+from assembler.engine.options import MAX_LOGPROBS
 from assembler.engine.page_pool import PagePool
 from assembler.engine.param_checks import check_params, unknown_token_ids
 from assembler.engine.request import DetokenizerLike
@@ -19,6 +20,11 @@ class TokenizerLike(Protocol):
     """What the engine asks of a tokenizer."""
 
     eos_token_ids: Collection[int]
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The one that ends a text without being named as the reason."""
+        ...
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
 
@@ -39,6 +45,7 @@ class Admission:
         max_model_len: int,
         prefix_caching: bool,
         length_border: int | None,
+        max_logprobs: int = MAX_LOGPROBS,
     ) -> None:
         """What requests are held against.
 
@@ -47,6 +54,7 @@ class Admission:
                 samples of one request always do.)
             length_border: what is cached of a token depends on the length of its prompt if that is
                 longer than this; None: it never does.
+            max_logprobs: see `check_params`.
         """
         self.prefix_caching = prefix_caching
         self.length_border = length_border
@@ -54,10 +62,12 @@ class Admission:
         self._page_pool = page_pool
         self._vocab_size = vocab_size
         self._max_model_len = max_model_len
+        self._max_logprobs = max_logprobs
         self._num_salted = 0
         # A tokenizer may have more tokens than the model, which never come up.
         known = tokenizer.eos_token_ids if tokenizer else ()
         self._eos_token_ids = frozenset(i for i in known if 0 <= i < vocab_size)
+        self._eos_token_id = tokenizer.eos_token_id if tokenizer else None
 
     def sequences(
         self, request_id: str, prompt: str | SequenceOf[int], params: SamplingParams
@@ -68,7 +78,7 @@ class Admission:
             RequestError: it cannot be served; the message says why and what to do.
         """
         token_ids = self._encode(prompt)
-        bad_words = check_params(params, self._vocab_size, self._tokenizer)
+        bad_words = check_params(params, self._vocab_size, self._tokenizer, self._max_logprobs)
         max_length = self._max_length(len(token_ids), params)
         page_salt = self._page_salt(len(token_ids), params)
         return [
@@ -78,6 +88,7 @@ class Admission:
                 params,
                 max_length=max_length,
                 eos_token_ids=self._eos_token_ids,
+                eos_token_id=self._eos_token_id,
                 bad_words=bad_words,
                 index=index,
                 page_salt=page_salt,

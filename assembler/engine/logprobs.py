@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 
 from assembler.engine import blockwise
+from assembler.engine.options import ALL_TOKENS
 from assembler.engine.outputs import Logprob
 
-ALL_TOKENS = -1
 # Rows at a time: the log-probabilities of a long prompt over a large vocabulary are gigabytes.
 _CHUNK = 64
 

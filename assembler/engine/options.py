@@ -5,8 +5,11 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Mapping
+from contextlib import suppress
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -17,22 +20,66 @@ from pydantic import (
     field_validator,
 )
 
+from assembler.engine import foreign_options
 from assembler.errors import OptionError, did_you_mean
+
+ALL_TOKENS = -1  # of `logprobs` and the like: as many as the model has tokens
+MAX_LOGPROBS = 20
 
 
 class Options(BaseModel):
     """Frozen settings whose constructor refuses unknown names and wrong values.
 
-    Types are strict (`"1"` and `True` are not 1), and one `OptionError` lists all that is wrong.
+    Types are strict (`"1"` and `True` are not 1; numpy's whole numbers are ints), and one
+    `OptionError` lists all that is wrong.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    elsewhere: ClassVar[Mapping[str, str]] = {}  # what others call an option: what to do here
 
     def __init__(self, /, **values: Any) -> None:
         try:
-            super().__init__(**values)
+            super().__init__(**{name: _plain(value) for name, value in values.items()})
         except ValidationError as error:
             raise OptionError(_explain(error, type(self))) from None
+
+    def with_(self, **changes: Any) -> Self:
+        """These settings with some of them changed.
+
+        Raises:
+            OptionError: an unknown name or a wrong value, as of the constructor.
+        """
+        changed = type(self)(**{**dict(self), **changes})
+        return changed._of_which_are_named(self.model_fields_set | changes.keys())
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Pydantic's way to copy; `update` is held against the fields, as by `with_`."""
+        return self.with_(**update) if update else super().model_copy(deep=deep)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        what = type(self).__name__
+        raise OptionError(
+            f"{what} cannot be changed, as several may use them: make others of them by "
+            f"with_({name}={value!r:.40}), and use what that returns"
+        )
+
+    def _of_which_are_named(self, names: set[str]) -> Self:
+        """The same settings, of which those were chosen; the others are defaults."""
+        return self.model_construct(_fields_set=set(names), **dict(self))
+
+
+def _plain(value: Any) -> Any:
+    """`value` with the whole numbers of numpy and torch, also within it, as the ints they are."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(item) for item in value)
+    if hasattr(value, "__index__"):
+        with suppress(TypeError):  # an array: its own type is to be named
+            return operator.index(value)
+    return value
 
 
 def _explain(error: ValidationError, options: type[Options]) -> str:
@@ -43,7 +90,7 @@ def _explain(error: ValidationError, options: type[Options]) -> str:
         info = options.model_fields.get(str(name))
         alternatives = _alternatives(None if info is None else info.annotation)
         if finding["type"] == "extra_forbidden":
-            lines.append(f"unknown option '{name}'.{did_you_mean(str(name), options.model_fields)}")
+            lines.append(_explain_unknown(str(name), options))
         elif len(alternatives) > 1 and inside:  # one finding for each of them, none of which fits
             line = f"{name}={finding['input']!r}: should be {' or '.join(alternatives)}"
             lines += [] if line in lines else [line]
@@ -52,6 +99,13 @@ def _explain(error: ValidationError, options: type[Options]) -> str:
             message = finding["msg"].removeprefix("Value error, ")
             lines.append(f"{at}={finding['input']!r}: {message[0].lower()}{message[1:]}")
     return "\n  ".join(lines)
+
+
+def _explain_unknown(name: str, options: type[Options]) -> str:
+    """What to use in place of an option that there is not."""
+    if (instead := options.elsewhere.get(name)) is not None:
+        return f"unknown option '{name}': {instead}"
+    return f"unknown option '{name}'.{did_you_mean(name, options.model_fields)}"
 
 
 def _alternatives(annotation: Any) -> list[str]:
@@ -72,6 +126,8 @@ def _alternatives(annotation: Any) -> list[str]:
 
 class EngineOptions(Options):
     """How much the engine runs at once and how much memory its cache may take (vLLM's names)."""
+
+    elsewhere: ClassVar[Mapping[str, str]] = foreign_options.ENGINE
 
     max_model_len: int | None = Field(
         None, gt=0, description="tokens of prompt and output together; null: all the model allows"
@@ -108,6 +164,11 @@ class EngineOptions(Options):
     enforce_eager: bool = Field(
         False,
         description="run the torch module as it is, without compiled kernels (CPU) or CUDA graphs",
+    )
+    max_logprobs: int = Field(
+        MAX_LOGPROBS,
+        ge=ALL_TOKENS,
+        description="the most log-probabilities a token that a request may ask for; -1: all",
     )
     seed: int | None = Field(
         None, ge=0, lt=2**63, description="of requests without a seed of their own; null: random"

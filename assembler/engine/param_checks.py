@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
+from assembler.engine.options import ALL_TOKENS, MAX_LOGPROBS
 from assembler.engine.sampling_params import SamplingParams
 from assembler.errors import RequestError
 
@@ -16,12 +17,16 @@ class EncoderLike(Protocol):
 
 
 def check_params(
-    params: SamplingParams, vocab_size: int, tokenizer: EncoderLike | None
+    params: SamplingParams,
+    vocab_size: int,
+    tokenizer: EncoderLike | None,
+    max_logprobs: int = MAX_LOGPROBS,
 ) -> list[list[int]]:
     """The token ids of each of `params.bad_words`, in both of its spellings.
 
     Args:
         tokenizer: None: there is no text, hence no stop strings and no bad words.
+        max_logprobs: the engine's option; -1: as many as there are tokens.
 
     Raises:
         RequestError: the model cannot do what `params` ask for; all reasons are listed.
@@ -31,10 +36,7 @@ def check_params(
         unknown_token_ids("allowed_token_ids", params.allowed_token_ids or (), vocab_size),
         unknown_token_ids("logit_bias", params.logit_bias or (), vocab_size),
     ]
-    for name in ("logprobs", "prompt_logprobs"):
-        count = getattr(params, name)
-        if count is not None and count > vocab_size:
-            findings.append(f"{name} is {count}: the model has {vocab_size} tokens (-1: all)")
+    findings += _too_many_logprobs(params, vocab_size, max_logprobs)
     bad_words: list[list[int]] = []
     if tokenizer is not None:
         for word in params.bad_words:
@@ -51,6 +53,23 @@ def check_params(
     if reasons := [finding for finding in findings if finding]:
         raise RequestError("\n  ".join(reasons))
     return bad_words
+
+
+def _too_many_logprobs(params: SamplingParams, vocab_size: int, most: int) -> list[str]:
+    """What is wrong with how many log-probabilities are asked for."""
+    findings = []
+    for name in ("logprobs", "prompt_logprobs"):
+        asked = getattr(params, name)
+        if asked is None:
+            continue
+        if asked > vocab_size:
+            findings.append(f"{name} is {asked}: the model has {vocab_size} tokens (-1: all)")
+        elif most != ALL_TOKENS and (vocab_size if asked == ALL_TOKENS else asked) > most:
+            findings.append(
+                f"{name} is {asked}{', all tokens' if asked == ALL_TOKENS else ''}: the engine "
+                f"reports {most} at most. Make it with max_logprobs={asked} to allow more"
+            )
+    return findings
 
 
 def unknown_token_ids(where: str, token_ids: Iterable[int], vocab_size: int) -> str | None:

@@ -8,12 +8,14 @@ torch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from assembler.engine.options import Options
+from assembler.engine import foreign_options
+from assembler.engine.options import ALL_TOKENS, Options
 
+MAX_SAMPLES = 16384  # vLLM's bound: each sample is a sequence of its own from the start
 GREEDY_BELOW = 1e-5  # dividing by a smaller temperature only loses precision
 
 TokenId = Annotated[int, Field(ge=0)]
@@ -23,9 +25,13 @@ Words = tuple[Annotated[str, Field(min_length=1)], ...]
 class SamplingParams(Options):
     """Settings of one request.
 
+    They are fixed once made, as many requests may have the same: `with_` makes changed ones.
+
     Raises:
         OptionError: an unknown name or a value out of range; all of them are listed.
     """
+
+    elsewhere: ClassVar[Mapping[str, str]] = foreign_options.REQUEST
 
     temperature: float = Field(
         1.0, ge=0.0, allow_inf_nan=False, description="divides the logits; 0: greedy"
@@ -45,11 +51,11 @@ class SamplingParams(Options):
     )
     repetition_penalty: float = Field(
         1.0,
-        gt=0.0,
+        ge=1e-3,  # far below, logits divided by it are infinite
         allow_inf_nan=False,
         description="makes tokens of the prompt and the output less likely; below 1: likelier",
     )
-    n: int = Field(1, gt=0, description="samples of each prompt")
+    n: int = Field(1, gt=0, le=MAX_SAMPLES, description="samples of each prompt")
     seed: int | None = Field(
         None, ge=-1, lt=2**63, description="same seed, same draws, in any batch; null, -1: none"
     )
@@ -72,10 +78,10 @@ class SamplingParams(Options):
         None, description="only these tokens are generated; null: all"
     )
     logprobs: int | None = Field(
-        None, ge=-1, description="log-probabilities of so many likeliest tokens; -1: all"
+        None, ge=ALL_TOKENS, description="log-probabilities of so many likeliest tokens; -1: all"
     )
     prompt_logprobs: int | None = Field(
-        None, ge=-1, description="the same for each token of the prompt after the first"
+        None, ge=ALL_TOKENS, description="the same for each token of the prompt after the first"
     )
     skip_special_tokens: bool = Field(True, description="leave special tokens out of the text")
     include_stop_str_in_output: bool = Field(
@@ -136,6 +142,10 @@ class SamplingParams(Options):
         if most is not None and min_tokens > most:
             raise ValueError(f"it must not be more than max_tokens, which is {most}")
         return min_tokens
+
+    def as_recommendation(self) -> Self:
+        """The same, but `max_tokens` is no demand: it is cut to what fits behind a prompt."""
+        return self._of_which_are_named(self.model_fields_set - {"max_tokens"})
 
     @property
     def is_greedy(self) -> bool:

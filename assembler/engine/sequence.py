@@ -38,6 +38,7 @@ class Sequence:
         *,
         max_length: int,
         eos_token_ids: Collection[int] = (),
+        eos_token_id: int | None = None,
         bad_words: SequenceOf[SequenceOf[int]] = (),
         index: int = 0,
         page_salt: bytes | None = None,
@@ -47,6 +48,7 @@ class Sequence:
         Args:
             max_length: tokens of prompt and output together at which the sequence ends.
             eos_token_ids: tokens that end it unless `params.ignore_eos`.
+            eos_token_id: the one of them that is no `stop_reason`.
             bad_words: the token ids of `params.bad_words`.
             index: which of the request's samples it is.
             page_salt: sequences of one salt that begin alike share pages; None: it shares none.
@@ -65,7 +67,7 @@ class Sequence:
         self.needs_prompt_logits = params.prompt_logprobs is not None and index == 0
         self.status = SequenceStatus.WAITING
         self.finish_reason: FinishReason | None = None
-        self.stop_reason: int | None = None  # which of `params.stop_token_ids` ended it
+        self.stop_reason: int | None = None  # the token that ended it, if not the usual one
         self.sampling = SamplingState(
             params,
             prompt_token_ids,
@@ -74,8 +76,9 @@ class Sequence:
             bad_words=bad_words,
         )
         self._page_keys = None if page_salt is None else PageKeys(page_salt)
-        self._eos_token_ids = frozenset(() if params.ignore_eos else eos_token_ids)
-        self._stop_token_ids = self._eos_token_ids.union(params.stop_token_ids)
+        self._eos_token_id = None if params.ignore_eos else eos_token_id
+        ends = () if params.ignore_eos else eos_token_ids
+        self._stop_token_ids = frozenset((*ends, *params.stop_token_ids))
         if params.max_tokens is not None:
             max_length = min(max_length, self.num_prompt_tokens + params.max_tokens)
         self._max_length = max_length
@@ -123,7 +126,7 @@ class Sequence:
         """Add a sampled token; return why the sequence ends with it, or None if it goes on."""
         self.token_ids.append(token_id)
         if token_id in self._stop_token_ids:
-            self.stop_reason = None if token_id in self._eos_token_ids else token_id
+            self.stop_reason = None if token_id == self._eos_token_id else token_id
             return "stop"
         if len(self.token_ids) >= self._max_length:
             return "length"

@@ -18,8 +18,9 @@ class EngineStats:
     num_started_tokens: int = 0  # of all sequences that have started, again after preemptions
     num_cached_tokens: int = 0  # of these, found in the cache and not computed
     num_preemptions: int = 0
-    prefill_time: float = 0.0  # seconds of all steps that ran prefill tokens
-    decode_time: float = 0.0  # seconds of all steps that ran decode tokens
+    # Seconds of all steps; those of a step that ran both kinds go to each by its share of tokens.
+    prefill_time: float = 0.0
+    decode_time: float = 0.0
 
     @property
     def cache_hit_rate(self) -> float:

@@ -1,12 +1,16 @@
+import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
-from pydantic import ValidationError
+import torch
 
+from assembler.engine import foreign_options
 from assembler.engine.options import EngineOptions
 from assembler.engine.sampling_params import SamplingParams
 from assembler.errors import OptionError
+from assembler.llm_options import LLMOptions
 
 
 def test_defaults_are_those_of_vllm():
@@ -71,9 +75,11 @@ def test_one_error_lists_every_finding_with_the_nearest_name():
         {"frequency_penalty": -2.1},
         {"frequency_penalty": "1"},
         {"repetition_penalty": 0.0},
+        {"repetition_penalty": 9e-4},
         {"repetition_penalty": float("inf")},
         {"n": 0},
         {"n": True},
+        {"n": 16385},
         {"min_tokens": -1},
         {"min_tokens": 17},  # more than max_tokens, which is 16
         {"bad_words": [""]},
@@ -136,10 +142,55 @@ def test_greedy_is_temperature_zero():
     assert not SamplingParams(temperature=0.01).is_greedy
 
 
-def test_frozen_and_hashable():
+def test_whole_numbers_of_other_libraries():
+    params = SamplingParams(
+        top_k=np.int64(5),
+        seed=torch.tensor(7),
+        max_tokens=np.uint8(9),
+        stop_token_ids=[np.int32(3), torch.tensor(4)],
+        logit_bias={np.int64(3): 1.0},
+    )
+    plain = SamplingParams(
+        top_k=5, seed=7, max_tokens=9, stop_token_ids=[3, 4], logit_bias={3: 1.0}
+    )
+    assert params == plain and type(params.top_k) is int
+    assert [*map(type, (*params.stop_token_ids, *params.logit_bias))] == [int] * 3
+    assert EngineOptions(page_size=np.int64(8)).page_size == 8
+    for wrong in (np.float32(2.5), np.array([1, 2]), torch.tensor(2.5), np.bool_(True)):
+        with pytest.raises(OptionError, match="top_k="):
+            SamplingParams(top_k=wrong)
+
+
+def test_changed_ones_are_validated():
+    params = SamplingParams(temperature=0.5, stop=["x"])
+    changed = params.with_(max_tokens=100, stop=None)
+    assert changed == SamplingParams(temperature=0.5, max_tokens=100)
+    assert params == SamplingParams(temperature=0.5, stop=["x"])
+    assert changed.model_fields_set == {"temperature", "max_tokens", "stop"}
+    for change in (params.with_, lambda **update: params.model_copy(update=update)):
+        assert change(top_k=3) == SamplingParams(temperature=0.5, stop=["x"], top_k=3)
+        with pytest.raises(OptionError, match="top_p=2: "):
+            change(top_p=2)
+        with pytest.raises(OptionError, match=r"'max_token'\. Did you mean 'max_tokens'"):
+            change(max_token=2)
+        with pytest.raises(OptionError, match="n=2: greedy samples"):
+            change(temperature=0, n=2)
+    assert params.model_copy() == params
+
+
+def test_a_recommendation_is_no_demand():
+    recommended = SamplingParams(max_tokens=100, top_k=4).as_recommendation()
+    assert recommended == SamplingParams(max_tokens=100, top_k=4)
+    assert recommended.model_fields_set == {"top_k"}
+    assert recommended.with_(top_k=5).model_fields_set == {"top_k"}
+    assert recommended.with_(max_tokens=100).model_fields_set == {"top_k", "max_tokens"}
+
+
+def test_fixed_and_hashable():
     params = SamplingParams(stop=["x"])
-    with pytest.raises(ValidationError):
+    with pytest.raises(OptionError, match=r"cannot be changed.* with_\(top_k=3\)"):
         params.top_k = 3
+    assert params.top_k == 0
     assert hash(params) == hash(SamplingParams(stop="x"))
     biased = SamplingParams(logit_bias={1: 2.0, 3: 4.0})
     assert hash(biased) == hash(SamplingParams(logit_bias={3: 4.0, 1: 2.0})) != hash(params)
@@ -150,6 +201,29 @@ def test_engine_options_are_checked_alike():
         EngineOptions(max_num_seq=3)
     with pytest.raises(OptionError, match="page_size=0"):
         EngineOptions(page_size=0)
+
+
+def test_names_of_other_systems_say_what_to_use():
+    with pytest.raises(OptionError) as error:
+        LLMOptions(block_size=16, trust_remote_code=True, kvcache_block_size=256)
+    assert str(error.value).splitlines() == [
+        "unknown option 'block_size': here it is page_size",
+        "  unknown option 'trust_remote_code': no code of a checkpoint is ever run; leave it out",
+        "  unknown option 'kvcache_block_size': here it is page_size",
+    ]
+    with pytest.raises(OptionError, match="'max_new_tokens': here it is max_tokens"):
+        SamplingParams(max_new_tokens=5)
+
+
+@pytest.mark.parametrize(
+    ("table", "options"),
+    [(foreign_options.ENGINE, LLMOptions), (foreign_options.REQUEST, SamplingParams)],
+)
+def test_what_is_to_be_used_instead_exists(table, options):
+    assert not set(table) & set(options.model_fields)
+    for name, instead in table.items():
+        for wanted in re.findall(r"here it is (\w+)", instead):
+            assert wanted in options.model_fields, name
 
 
 def test_importing_the_params_does_not_import_torch():
