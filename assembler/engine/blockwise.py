@@ -1,28 +1,50 @@
-"""Searches of long rows in two steps, blocks first: several times as fast as torch's on a CPU.
+"""Searches of long rows: several times as fast as torch's on a CPU.
 
-Largest values, their places and places in cumulative sums need one vectorised pass over the row to
-find a number for each block; everything else happens among few blocks. Rows that are no multiple of
-the block go torch's way. The results are the same: which of several equal values is found first is
-all that may differ.
+The k largest values and places in cumulative sums need one vectorised pass over the row to find a
+number for each block; everything else happens among few blocks. Rows that are no multiple of the
+block go torch's way. The largest value alone is found by numpy, which vectorises that, in 16 bits
+as integers. The results are the same: which of several equal values is found first is all that may
+differ.
 
 Shapes: R rows, V values a row, B blocks of them.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 _BLOCK = 64
+# The bits of -inf in 16 bits, as an unsigned number; NaN with a sign stands above it.
+_MINUS_INF = {torch.bfloat16: 0xFF80, torch.float16: 0xFC00}
 
 
 def largest(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The largest value [R] of each row of `values` [R, V], and its column; NaN is the largest."""
-    if values.shape[-1] % _BLOCK:
+    if values.device.type != "cpu":
         return tuple(values.max(dim=-1))
-    blocks = values.unflatten(-1, (-1, _BLOCK))
-    best, block = blocks.amax(dim=-1).max(dim=-1)
-    inside = blocks[torch.arange(len(values), device=values.device), block]
-    return best, block * _BLOCK + inside.argmax(dim=-1)
+    if values.dtype in _MINUS_INF:
+        column = _largest_of_16_bits(values)
+    else:
+        column = torch.from_numpy(values.detach().numpy().argmax(-1))
+    return values.gather(-1, column.unsqueeze(1)).squeeze(1), column
+
+
+def _largest_of_16_bits(values: torch.Tensor) -> torch.Tensor:
+    """The columns [R] of the largest values of bfloat16 or float16.
+
+    Bits of numbers that are not negative are integers of the same order, below those of NaN. Rows
+    without such a number, and rows with a NaN that has a sign, are rare.
+    """
+    bits = values.detach().view(torch.int16).numpy()
+    columns = bits.argmax(-1)
+    negative = np.take_along_axis(bits, columns[:, None], -1)[:, 0] < 0
+    rare = negative | (bits.view(np.uint16).max(-1) > _MINUS_INF[values.dtype])
+    found = torch.from_numpy(columns)
+    if rare.any():
+        rows = torch.from_numpy(rare.nonzero()[0])
+        found[rows] = values[rows].float().argmax(-1)
+    return found
 
 
 def top_k(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

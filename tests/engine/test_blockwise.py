@@ -12,25 +12,34 @@ def random_rows(rows, size, seed=0):
     return torch.randn(rows, size, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("shift", [0.0, -9.0], ids=["around zero", "negative"])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("rows", "size"), SIZES)
-def test_the_largest(rows, size, dtype):
-    values = random_rows(rows, size).to(dtype)
+def test_the_largest(rows, size, dtype, shift):
+    values = (random_rows(rows, size) + shift).to(dtype)
     best, column = largest(values)
     assert torch.equal(best, values.amax(-1))
     assert torch.equal(values.gather(-1, column.unsqueeze(1)).squeeze(1), best)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [640, 1000])
-def test_nan_and_infinities(size):
-    values = random_rows(4, size)
+def test_nan_and_infinities(size, dtype):
+    values = random_rows(6, size).to(dtype)
     values[0, 300] = torch.nan
     values[1, 200] = torch.inf
     values[2] = -torch.inf
+    values[3, 17] = torch.tensor(torch.nan).copysign(torch.tensor(-1.0))
+    values[4] = -torch.inf
+    values[4, 9] = -3.0
     best, column = largest(values)
     assert best[0].isnan() and best[1:3].tolist() == [torch.inf, -torch.inf]
-    assert column[:2].tolist() == [300, 200]
-    assert best[3] == values[3].max()
+    assert best[3].isnan() and best[4] == -3.0
+    assert column[[0, 1, 3, 4]].tolist() == [300, 200, 17, 9]
+    assert best[5] == values[5].max()
 
 
 @pytest.mark.parametrize("k", [1, 5, 25])
