@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from assembler.blocks.context import CacheSpec
+from assembler.engine.host_memory import host_memory, resident_bytes
 from assembler.errors import OptionError
 from assembler.kernels.attention_options import AttentionOptions
 from assembler.kernels.flash_attention import AttentionUse
@@ -17,8 +17,7 @@ from assembler.kernels.flash_attention import AttentionUse
 KVCache = tuple[torch.Tensor, torch.Tensor | None]
 
 _GPU_SHARE = 0.9  # of the memory that is free once the weights are there
-_HOST_SHARE = 0.25  # of the physical memory, which other programs use too
-_UNKNOWN_HOST_MEMORY = 16 << 30
+_HOST_SHARE = 0.25  # of the memory, which other programs use too
 
 
 def cache_specs(model: nn.Module) -> list[CacheSpec]:
@@ -75,7 +74,7 @@ def cache_budget(
 
     Args:
         utilization: which share of the device's memory weights and cache may take together; None:
-            on a GPU 0.9 of what is free, on a CPU a quarter of the physical memory.
+            on a GPU 0.9 of what is free, on a CPU a quarter of the memory (a container's limit).
         num_sharing: ranks that share the device's memory.
         step_bytes: what has to stay free for the largest step.
 
@@ -85,7 +84,7 @@ def cache_budget(
     free, total = device_memory(device)
     if utilization is None and device.type == "cpu":
         return int(total * _HOST_SHARE) // num_sharing
-    used = _resident_bytes() if device.type == "cpu" else total - free
+    used = resident_bytes() if device.type == "cpu" else total - free
     if utilization is None:
         share = used + int(free * _GPU_SHARE)
         said = f"what is in use on {device}, and {_GPU_SHARE} of the rest,"
@@ -110,27 +109,11 @@ def device_memory(device: torch.device) -> tuple[int, int]:
     device, what the system recommends to keep to.
     """
     if device.type == "cpu":
-        return (_physical_bytes(),) * 2
+        return (host_memory(),) * 2
     if device.type == "mps":
         total = torch.mps.recommended_max_memory()
         return total - torch.mps.driver_allocated_memory(), total
     return torch.accelerator.get_memory_info(device)
-
-
-def _physical_bytes() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not a POSIX system
-        return _UNKNOWN_HOST_MEMORY
-
-
-def _resident_bytes() -> int:
-    """Physical memory of this process, weights that are mapped from files included."""
-    try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:  # not Linux: what the weights take is not known
-        return 0
 
 
 def pages_in_budget(
