@@ -4,7 +4,8 @@
 
 compiles every kernel for GPUs that need not be here, writes the tables into the page and fails if a
 kernel keeps registers in memory, takes more shared memory than there is, or multiplies without the
-matrix instructions that it is made for. The test of the page compares some of its rows.
+matrix instructions that it is made for. The page keeps a digest of the code that it was made from,
+by which a test tells that the code has changed since.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
-from pathlib import Path
+
+from kernel_sources import ROOT, WORKER, digest
 
 from assembler.kernels.cost import (
     H200,
@@ -31,8 +33,7 @@ from assembler.kernels.cost import (
     store_kv_cost,
 )
 
-PAGE = Path(__file__).parents[1] / "docs" / "kernels.md"
-WORKER = Path(__file__).parent / "kernels" / "ahead_of_time.py"
+PAGE = ROOT / "docs" / "kernels.md"
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
 HEADER = (
     "| what runs | kernel | tile, warps, stages | registers | spills | shared KiB | matrix |\n"
@@ -42,6 +43,7 @@ FLOORS = (
     "| call | MB | GFLOP | H200 | H100 SXM | A100 SXM 80 GB | MI300X | bound on H200 |\n"
     "| --- | --- | --- | --- | --- | --- | --- | --- |\n"
 )
+LOW_TILES = "Prefill by HMMA on sm_90, its tiles having fewer rows than wgmma takes:"
 Report = dict[str, object]
 
 
@@ -135,7 +137,30 @@ def with_tables(page: str, reports: dict[str, list[Report]]) -> str:
     for architecture, compiled in reports.items():
         rows = "".join(map(row, compiled))
         page = _replaced(page, f"### {architecture}\n", HEADER, rows)
-    return re.sub(r"Triton [\w.]+ for", f"Triton {version('triton')} for", page)
+    page = re.sub(r"Triton [\w.]+ for", f"Triton {version('triton')} for", page)
+    return with_low_tiles(page)
+
+
+def table(page: str, architecture: str) -> list[list[str]]:
+    """The cells of the table of an architecture."""
+    _, rest = page.split(f"### {architecture}\n")
+    rows = rest.split(HEADER)[1].split("\n\n")[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in rows]
+
+
+def with_low_tiles(page: str) -> str:
+    """The text of the page with the line that names what Hopper's wgmma does not multiply."""
+    low = [
+        f"{label} ({tile.split(' rows')[0]} rows)"
+        for label, _, tile, _, _, _, matrix in table(page, "sm_90")
+        if label.startswith("prefill") and matrix.endswith(" HMMA")
+    ]
+    return re.sub(f"{LOW_TILES}.*", f"{LOW_TILES} {', '.join(low) or 'none'}.", page)
+
+
+def with_digest(page: str) -> str:
+    """The text of the page with the digest of the code as it is now."""
+    return re.sub(r"compiled from: \w+", f"compiled from: {digest()}", page)
 
 
 def _replaced(page: str, title: str, header: str, rows: str) -> str:
@@ -148,7 +173,8 @@ def _replaced(page: str, title: str, header: str, rows: str) -> str:
 def main() -> int:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         reports = dict(zip(ARCHITECTURES, pool.map(compile_all, ARCHITECTURES), strict=True))
-    PAGE.write_text(with_floors(with_tables(PAGE.read_text("utf-8"), reports)), "utf-8")
+    page = with_tables(PAGE.read_text("utf-8"), reports)
+    PAGE.write_text(with_digest(with_floors(page)), "utf-8")
     found = [f for a, rows in reports.items() for report in rows for f in findings(a, report)]
     print("\n".join(found) or f"{sum(map(len, reports.values()))} kernels compiled, all as wanted")
     return 1 if found else 0
