@@ -72,10 +72,12 @@ class QKNorm(nn.Module):
     def of_heads(self, q_norm: nn.Module, k_norm: nn.Module) -> HeadNorm | None:
         """The norms of queries and keys as a fused kernel takes them; None: it has to call them.
 
-        That is if they span all heads, are of an unknown kind or somebody listens to them (hooks).
+        That is if they are of an unknown kind, span heads of other ranks too, or somebody listens
+        to them (hooks).
         """
-        known = type(q_norm) in (RMSNorm, LayerNorm) and self.over != "full"
-        if not known or any(m._forward_hooks or m._forward_pre_hooks for m in (q_norm, k_norm)):
+        if type(q_norm) not in (RMSNorm, LayerNorm) or q_norm.split or k_norm.split:
+            return None
+        if any(m._forward_hooks or m._forward_pre_hooks for m in (q_norm, k_norm)):
             return None
         return HeadNorm(
             layer_norm=type(q_norm) is LayerNorm,
@@ -86,6 +88,7 @@ class QKNorm(nn.Module):
             q_bias=q_norm.bias,
             k_bias=k_norm.bias,
             after_rope=self.after_rope,
+            all_heads=self.over == "full",
         )
 
     def extra_repr(self) -> str:

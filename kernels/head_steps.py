@@ -18,10 +18,17 @@ from assembler.kernels.norms_torch import layer_norm_torch, rms_norm_torch
 from assembler.kernels.rotary import apply_rotary
 from assembler.kernels.store_kv_torch import store_kv_torch
 
+MOST_AT_ONCE = 16384
+"""Numbers of a token that a program keeps in registers, where a norm spans all heads."""
+
 
 @dataclass(frozen=True)
 class HeadNorm:
-    """The norm of the heads of queries and keys, each [D], or [H, D] and [K, D]; None: no leaf."""
+    """The norm of the heads of queries and keys, each [D], or [H, D] and [K, D]; None: no leaf.
+
+    With `all_heads` one norm spans all heads of the queries, one those of the keys; leaves are then
+    [H * D] and [K * D].
+    """
 
     layer_norm: bool  # LayerNorm, else RMSNorm
     eps: float
@@ -31,6 +38,7 @@ class HeadNorm:
     q_bias: torch.Tensor | None = None
     k_bias: torch.Tensor | None = None
     after_rope: bool = False
+    all_heads: bool = False
 
     def queries(self, x: torch.Tensor) -> torch.Tensor:
         """x [T, H, D], normed."""
@@ -41,9 +49,10 @@ class HeadNorm:
         return self._of(x, self.k_weight, self.k_bias)
 
     def _of(self, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None):
+        rows = x.flatten(-2) if self.all_heads else x
         if self.layer_norm:
-            return layer_norm_torch(x, weight, bias, self.eps, self.offset)
-        return rms_norm_torch(x, weight, self.eps, self.offset)
+            return layer_norm_torch(rows, weight, bias, self.eps, self.offset).view(x.shape)
+        return rms_norm_torch(rows, weight, self.eps, self.offset).view(x.shape)
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,8 @@ def rope_store_kv_torch(
     v_cache: torch.Tensor,
     slot_mapping: torch.Tensor,
     steps: HeadSteps,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
 ) -> torch.Tensor:
     """Do the steps, store keys and values in place, and give the queries, [T, H, D].
 
@@ -81,6 +92,7 @@ def rope_store_kv_torch(
         k, v: [T, K, D].
         k_cache, v_cache: [P, page_size, K, D], contiguous.
         slot_mapping: [T] int64, page * page_size + offset; a token with slot -1 is not stored.
+        k_scale, v_scale: what 1 in caches of float8 e4m3 stands for (see `store_kv_torch`).
     """
     norm, rotation, clip = steps.norm, steps.rotation, steps.clip
     if norm is not None and not norm.after_rope:
@@ -91,7 +103,7 @@ def rope_store_kv_torch(
         q, k = (apply_rotary(x, rotation.cos, rotation.sin, rotation.style) for x in (q, k))
     if norm is not None and norm.after_rope:
         q, k = norm.queries(q), norm.keys(k)
-    store_kv_torch(k, v, k_cache, v_cache, slot_mapping)
+    store_kv_torch(k, v, k_cache, v_cache, slot_mapping, k_scale, v_scale)
     return q if steps.q_factors is None else q * steps.q_factors
 
 
@@ -103,21 +115,28 @@ def rope_store_kv(
     v_cache: torch.Tensor,
     slot_mapping: torch.Tensor,
     steps: HeadSteps,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
 ) -> torch.Tensor:
     """`rope_store_kv_torch` in one pass, where `takes_one_pass`."""
     # Triton is imported by those who use it only: it is not there on every platform.
     from assembler.kernels.rope_kv_triton import rope_store_kv_triton
 
-    return rope_store_kv_triton(q, k, v, k_cache, v_cache, slot_mapping, steps)
+    scales = (k_scale, v_scale)
+    return rope_store_kv_triton(q, k, v, k_cache, v_cache, slot_mapping, steps, *scales)
 
 
 def takes_one_pass(
     heads: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor | None, steps: HeadSteps
 ) -> bool:
     """Whether one kernel does all of it for projected `heads` and these caches (see `fused`)."""
-    if v_cache is None or not k_cache.dtype == v_cache.dtype == heads.dtype:
+    if v_cache is None or k_cache.dtype != v_cache.dtype:
+        return False
+    if k_cache.dtype not in (heads.dtype, torch.float8_e4m3fn):
         return False
     norm, rotation = steps.norm, steps.rotation
+    if norm is not None and norm.all_heads and heads.shape[-2] * heads.shape[-1] > MOST_AT_ONCE:
+        return False
     leaves = (norm.q_weight, norm.k_weight, norm.q_bias, norm.k_bias) if norm else ()
     tables = (rotation.cos, rotation.sin) if rotation else ()
     return runs_fused(heads, *leaves, *tables, steps.q_factors)

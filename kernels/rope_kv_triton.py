@@ -2,8 +2,9 @@
 
 A program takes a few heads of one token: of its queries, which it norms, rotates and writes in a
 row; of its keys, which it norms, rotates and writes to their slot; or of its values. The heads are
-read where the fused projection wrote them. Numbers are rounded where `rope_store_kv_torch` rounds
-them, so half precision differs by the order of a norm's sum only.
+read where the fused projection wrote them. Where one norm spans all heads, a program has them all.
+Numbers are rounded where `rope_store_kv_torch` rounds them, so half precision differs by the order
+of a norm's sum only; caches of 8 bits get e4m3 (`fp8`).
 
 The operation is `torch.ops.assembler.rope_store_kv`; it has no backward.
 """
@@ -14,9 +15,10 @@ import torch
 import triton
 import triton.language as tl
 
+from assembler.kernels.fp8 import E4M3
 from assembler.kernels.head_steps import HeadSteps
 from assembler.kernels.norms_triton import num_warps
-from assembler.kernels.rope_kv_tile import clipped, turned_heads
+from assembler.kernels.rope_kv_tile import clipped, to_cache, turned_heads
 from assembler.kernels.traced import operation
 
 _TILE = 1024  # numbers a program takes
@@ -38,6 +40,8 @@ def rope_kv_kernel(
     q_bias_ptr,
     k_bias_ptr,
     q_factors_ptr,  # [T] or None
+    k_scale,  # what 1 in caches of 8 bits stands for
+    v_scale,
     q_stride,
     k_stride,
     v_stride,
@@ -52,50 +56,56 @@ def rope_kv_kernel(
     LAYER: tl.constexpr,
     OFFSET: tl.constexpr,
     EACH_HEAD: tl.constexpr,
+    ALL_HEADS: tl.constexpr,  # a norm spans all heads: one program has them all
     HAS_CLIP: tl.constexpr,
-    HEADS: tl.constexpr,  # a program
+    Q_HEADS: tl.constexpr,  # queries a program
+    K_HEADS: tl.constexpr,
+    V_HEADS: tl.constexpr,
     BLOCK_D: tl.constexpr,  # power of two >= DIM
 ):
-    """The programs of a token: HEADS of its queries each, then of its keys, then of its values."""
+    """The programs of a token: Q_HEADS of its queries each, then keys, then values."""
     token = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1)
-    q_groups: tl.constexpr = (NUM_HEADS + HEADS - 1) // HEADS
-    kv_groups: tl.constexpr = (NUM_KV_HEADS + HEADS - 1) // HEADS
+    q_groups: tl.constexpr = (NUM_HEADS + Q_HEADS - 1) // Q_HEADS
+    k_groups: tl.constexpr = (NUM_KV_HEADS + K_HEADS - 1) // K_HEADS
     lanes = tl.arange(0, BLOCK_D)[None, :]
     dtype: tl.constexpr = out_ptr.dtype.element_ty
+    cache_dtype: tl.constexpr = k_cache_ptr.dtype.element_ty
+    # Triton wants a name to have one shape and type in all branches: each has names of its own.
     if group < q_groups:
-        heads = (group * HEADS + tl.arange(0, HEADS))[:, None]
-        live = heads < NUM_HEADS
-        x = turned_heads(
-            q_ptr + token * q_stride, q_weight_ptr, q_bias_ptr, cos_ptr, sin_ptr, token, heads,
-            live, clip, eps, DIM, ROTARY_DIM, INTERLEAVED, NORM, LAYER, OFFSET, EACH_HEAD,
-            HAS_CLIP, BLOCK_D,
+        q_heads = (group * Q_HEADS + tl.arange(0, Q_HEADS))[:, None]
+        q_live = q_heads < NUM_HEADS
+        q = turned_heads(
+            q_ptr + token * q_stride, q_weight_ptr, q_bias_ptr, cos_ptr, sin_ptr, token, q_heads,
+            q_live, clip, eps, DIM, DIM, ROTARY_DIM, INTERLEAVED, NORM, LAYER, OFFSET, EACH_HEAD,
+            NUM_HEADS * DIM if ALL_HEADS else DIM, HAS_CLIP, BLOCK_D,
         )  # fmt: skip
         if q_factors_ptr is not None:
-            x *= tl.load(q_factors_ptr + token).to(tl.float32)
-        target = out_ptr + token * (NUM_HEADS * DIM) + heads * DIM + lanes
-        tl.store(target, x.to(dtype), mask=live & (lanes < DIM))
+            q *= tl.load(q_factors_ptr + token).to(tl.float32)
+        out = out_ptr + token * (NUM_HEADS * DIM) + q_heads * DIM + lanes
+        tl.store(out, q.to(dtype), mask=q_live & (lanes < DIM))
     else:
         slot = tl.load(slot_mapping_ptr + token)
         num_stored = tl.where(slot < 0, 0, NUM_KV_HEADS)
         row = slot * (NUM_KV_HEADS * DIM)
-        if group < q_groups + kv_groups:
-            heads = ((group - q_groups) * HEADS + tl.arange(0, HEADS))[:, None]
-            live = heads < num_stored
-            x = turned_heads(
-                k_ptr + token * k_stride, k_weight_ptr, k_bias_ptr, cos_ptr, sin_ptr, token, heads,
-                live, clip, eps, DIM, ROTARY_DIM, INTERLEAVED, NORM, LAYER, OFFSET, EACH_HEAD,
-                HAS_CLIP, BLOCK_D,
+        if group < q_groups + k_groups:
+            k_heads = ((group - q_groups) * K_HEADS + tl.arange(0, K_HEADS))[:, None]
+            k_live = k_heads < num_stored
+            k = turned_heads(
+                k_ptr + token * k_stride, k_weight_ptr, k_bias_ptr, cos_ptr, sin_ptr, token,
+                k_heads, k_live, clip, eps, DIM, DIM, ROTARY_DIM, INTERLEAVED, NORM, LAYER, OFFSET,
+                EACH_HEAD, NUM_KV_HEADS * DIM if ALL_HEADS else DIM, HAS_CLIP, BLOCK_D,
             )  # fmt: skip
-            target = k_cache_ptr + row + heads * DIM + lanes
-            tl.store(target, x.to(dtype), mask=live & (lanes < DIM))
+            k_kept = to_cache(k, k_scale, dtype, cache_dtype)
+            k_target = k_cache_ptr + row + k_heads * DIM + lanes
+            tl.store(k_target, k_kept, mask=k_live & (lanes < DIM))
         else:
-            heads = ((group - q_groups - kv_groups) * HEADS + tl.arange(0, HEADS))[:, None]
-            mask = (heads < num_stored) & (lanes < DIM)
-            x = tl.load(v_ptr + token * v_stride + heads * DIM + lanes, mask=mask, other=0.0)
-            x = clipped(x.to(tl.float32), clip, HAS_CLIP, dtype)
-            target = v_cache_ptr + row + heads * DIM + lanes
-            tl.store(target, x.to(dtype), mask=mask)
+            v_heads = ((group - q_groups - k_groups) * V_HEADS + tl.arange(0, V_HEADS))[:, None]
+            v_mask = (v_heads < num_stored) & (lanes < DIM)
+            source = v_ptr + token * v_stride + v_heads * DIM + lanes
+            v = tl.load(source, mask=v_mask, other=0.0).to(tl.float32)
+            v_kept = to_cache(clipped(v, clip, HAS_CLIP, dtype), v_scale, dtype, cache_dtype)
+            tl.store(v_cache_ptr + row + v_heads * DIM + lanes, v_kept, mask=v_mask)
 
 
 @operation("assembler::rope_store_kv", mutates_args=("k_cache", "v_cache"))
@@ -119,14 +129,18 @@ def rope_store_kv(
     k_bias: torch.Tensor | None,
     clip: float | None,
     q_factors: torch.Tensor | None,
+    all_heads: bool,
+    k_scale: float,
+    v_scale: float,
 ) -> torch.Tensor:
     """`rope_store_kv_torch` with its `HeadSteps` spread out -> queries [T, H, D], contiguous.
 
     Args:
         q: [T, H, D]; k, v: [T, K, D]; heads contiguous, tokens at any stride, one dtype.
-        k_cache, v_cache: [P, page_size, K, D], contiguous, in that dtype.
+        k_cache, v_cache: [P, page_size, K, D], contiguous, in that dtype or float8 e4m3.
         slot_mapping: [T] int64, page * page_size + offset; a token with slot -1 is not stored.
         norm: "none", "before" or "after" the rotation.
+        all_heads: whether one norm spans all heads; weights and biases are then [H * D], [K * D].
     """
     (num_tokens, num_heads, dim), num_kv_heads = q.shape, k.shape[1]
     assert k.shape == v.shape and k_cache.shape == v_cache.shape
@@ -135,10 +149,14 @@ def rope_store_kv(
     if num_tokens == 0:
         return out
     q, k, v = (_packed_heads(heads) for heads in (q, k, v))
+    if k_cache.dtype == E4M3:
+        k_cache, v_cache = k_cache.view(torch.uint8), v_cache.view(torch.uint8)
     block_d = triton.next_power_of_2(dim)
-    most = triton.next_power_of_2(max(num_heads, num_kv_heads))
-    heads = max(1, min(_TILE // block_d, most))
-    groups = triton.cdiv(num_heads, heads) + 2 * triton.cdiv(num_kv_heads, heads)
+    whole = [triton.next_power_of_2(n) for n in (num_heads, num_kv_heads)]
+    heads = max(1, min(_TILE // block_d, max(whole)))
+    q_heads, k_heads = whole if all_heads else (heads, heads)
+    groups = triton.cdiv(num_heads, q_heads)
+    groups += triton.cdiv(num_kv_heads, k_heads) + triton.cdiv(num_kv_heads, heads)
     leaf = q_bias if q_weight is None else q_weight
     rope_kv_kernel[(num_tokens, groups)](
         out,
@@ -155,6 +173,8 @@ def rope_store_kv(
         q_bias,
         k_bias,
         q_factors,
+        k_scale,
+        v_scale,
         q.stride(0),
         k.stride(0),
         v.stride(0),
@@ -168,11 +188,14 @@ def rope_store_kv(
         NORM=norm,
         LAYER=layer_norm,
         OFFSET=offset,
-        EACH_HEAD=leaf is not None and leaf.dim() > 1,
+        EACH_HEAD=all_heads or (leaf is not None and leaf.dim() > 1),
+        ALL_HEADS=all_heads,
         HAS_CLIP=clip is not None,
-        HEADS=heads,
+        Q_HEADS=q_heads,
+        K_HEADS=k_heads,
+        V_HEADS=heads,
         BLOCK_D=block_d,
-        num_warps=num_warps(heads * block_d),
+        num_warps=num_warps(max(q_heads, k_heads, heads) * block_d),
         enable_fp_fusion=True,  # Triton 3.9 warns of a coming change of default if it is not said
     )
     return out
@@ -191,8 +214,10 @@ def rope_store_kv_triton(
     v_cache: torch.Tensor,
     slot_mapping: torch.Tensor,
     steps: HeadSteps,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
 ) -> torch.Tensor:
-    """Same contract as `rope_store_kv_torch`; what `fuses` says this kernel takes."""
+    """Same contract as `rope_store_kv_torch`, for what `takes_one_pass`."""
     norm, rotation = steps.norm, steps.rotation
     about = (False, 0.0, 0, None, None, None, None)
     position = "none"
@@ -214,6 +239,9 @@ def rope_store_kv_triton(
         *about,
         steps.clip,
         steps.q_factors,
+        norm is not None and norm.all_heads,
+        k_scale,
+        v_scale,
     )
 
 

@@ -53,13 +53,15 @@ def heads(
     norm: str = "",
     clip: float | None = None,
     factors: bool = False,
+    cache: torch.dtype | None = None,
 ) -> None:
-    """One fused projection; `norm` is "", "rms", "layer" or "each", all but "rms" after RoPE."""
+    """One fused projection; `norm` is "", "rms", "all", "layer" or "each", these two after RoPE."""
     qkv = torch.empty(5, num_heads + 2 * num_kv_heads, dim, dtype=dtype)
-    cache = torch.empty(4, 16, num_kv_heads, dim, dtype=dtype)
+    pages = torch.empty(4, 16, num_kv_heads, dim, dtype=cache or dtype)
+    layer, whole = norm in ("layer", "each"), norm == "all"
     leaf = torch.empty((num_heads, dim) if norm == "each" else dim, dtype=dtype)
-    bias = None if norm == "rms" else leaf
-    head_norm = HeadNorm(norm != "rms", 1e-6, 0, leaf, leaf, bias, bias, after_rope=norm != "rms")
+    bias = leaf if layer else None
+    head_norm = HeadNorm(layer, 1e-6, 0, leaf, leaf, bias, bias, layer, whole)
     table = torch.empty(5, 1, dim if rotary is None else rotary, dtype=dtype)
     steps = HeadSteps(
         head_norm if norm else None,
@@ -68,7 +70,7 @@ def heads(
         torch.empty(5, 1, 1, dtype=dtype) if factors else None,
     )
     parts = qkv.split((num_heads, num_kv_heads, num_kv_heads), dim=1)
-    rope_store_kv_triton(*parts, cache, cache, torch.zeros(5, dtype=torch.int64), steps)
+    rope_store_kv_triton(*parts, pages, pages, torch.zeros(5, dtype=torch.int64), steps)
 
 
 def embed(width: int, dtype: torch.dtype, factor: float) -> None:
@@ -111,6 +113,16 @@ CASES: Mapping[str, Callable[[], None]] = MappingProxyType(
             heads, 40, 8, 128, BF16, style="interleaved", factors=True
         ),
         "heads 16/16 of 128, LayerNorm after": partial(heads, 16, 16, 128, BF16, norm="layer"),
+        "heads 16/8 of 128, QK-norm, fp8 cache": partial(
+            heads, 16, 8, 128, BF16, norm="rms", cache=torch.float8_e4m3fn
+        ),
+        "heads 40/8 of 128, pairs, fp8 cache": partial(
+            heads, 40, 8, 128, FP16, style="interleaved", cache=torch.float8_e4m3fn
+        ),
+        "heads 32/32 of 128, one QK-norm": partial(heads, 32, 32, 128, BF16, norm="all"),
+        "heads 40/8 of 128, one QK-norm, pairs": partial(
+            heads, 40, 8, 128, BF16, norm="all", style="interleaved"
+        ),
         "embedding, 4096, bf16": partial(embed, 4096, BF16, 1.0),
         "embedding, 2304, scaled, bf16": partial(embed, 2304, BF16, 48.0),
         "sampling by a number, fp32": partial(sample, FP32, noise=False),
@@ -130,6 +142,8 @@ ONE_OF_EACH = (
     "LayerNorm with offset, 18432, bf16",
     "heads 16/8 of 128, QK-norm, bf16",
     "heads 40/8 of 128, pairs, scaled",
+    "heads 16/8 of 128, QK-norm, fp8 cache",
+    "heads 32/32 of 128, one QK-norm",
     "embedding, 2304, scaled, bf16",
     "sampling by a number, fp32",
     "sampling by noise, bf16",

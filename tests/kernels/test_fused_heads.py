@@ -30,10 +30,14 @@ def make_steps(
     clip: float | None = None,
     factors: bool = False,
 ) -> HeadSteps:
-    """Steps of random float64 numbers; `norm` is "", "rms", "layer", "bare" or "each"."""
-    shapes = [(n, dim) if norm == "each" else (dim,) for n in heads]
+    """Steps of random float64 numbers.
+
+    `norm` is "", "rms", "layer", "bare", "each", or "all" or "all layer" over all heads as one.
+    """
+    whole = norm.startswith("all")
+    shapes = [(n * dim,) if whole else (n, dim) if norm == "each" else (dim,) for n in heads]
     leaves = [randn(*shape, seed=2 + n) for n, shape in enumerate(shapes * 2)]
-    with_bias = norm in ("layer", "each")
+    with_bias = norm in ("layer", "each", "all layer")
     head_norm = HeadNorm(
         with_bias,
         2e-3,
@@ -41,6 +45,7 @@ def make_steps(
         *(leaves[:2] if norm != "bare" else (None, None)),
         *(leaves[2:] if with_bias else (None, None)),
         after_rope=after,
+        all_heads=whole,
     )
     angles = randn(tokens, 1, rotary, seed=7)
     return HeadSteps(
@@ -64,12 +69,14 @@ def in_dtype(steps: HeadSteps, dtype: torch.dtype) -> HeadSteps:
     return HeadSteps(*(cast(field) for field in vars(steps).values()))
 
 
-def run(way, qkv: torch.Tensor, heads: tuple[int, int], steps: HeadSteps, slots) -> list:
+def run(way, qkv, heads: tuple[int, int], steps: HeadSteps, slots, *scales, cache=None) -> list:
     """Queries and both caches, after the step; unused slots are NaN."""
     num_q, num_kv = heads
     parts = qkv.split((num_q, num_kv, num_kv), dim=1)
-    caches = [torch.full((5, 4, num_kv, qkv.shape[2]), torch.nan).type_as(qkv) for _ in range(2)]
-    return [way(*parts, *caches, torch.tensor(slots, dtype=torch.int64), steps), *caches]
+    shape = (5, 4, num_kv, qkv.shape[2])
+    caches = [torch.full(shape, torch.nan).to(cache or qkv.dtype) for _ in range(2)]
+    slots = torch.tensor(slots, dtype=torch.int64)
+    return [way(*parts, *caches, slots, steps, *scales), *caches]
 
 
 def compare(heads, dim, dtype, slots=SLOTS, **about) -> None:
@@ -97,6 +104,9 @@ NORMS = [
     {"norm": "layer"},
     {"norm": "layer", "offset": 1},
     {"norm": "each"},
+    {"norm": "all"},
+    {"norm": "all", "offset": 1},
+    {"norm": "all layer"},
 ]
 
 
@@ -128,6 +138,40 @@ def test_clipped_and_scaled_queries(norm, dtype):
     compare((4, 2), 16, dtype, clip=0.7, after=True, norm=norm)
 
 
+@pytest.mark.parametrize("norm", ["all", "all layer"])
+@pytest.mark.parametrize("heads", [(1, 1), (5, 5), (6, 2), (12, 3)], ids=str)
+def test_one_norm_over_heads_of_any_number(heads, norm):
+    compare(heads, 24, torch.float32, norm=norm, rotary=8, style="interleaved")
+    compare(heads, 8, torch.bfloat16, norm=norm, rotary=8, after=True)
+
+
+CACHE_OF_8_BITS = {"cache": torch.float8_e4m3fn}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("style", ["half", "interleaved"])
+@pytest.mark.parametrize("norm", ["", "rms", "all"])
+def test_a_cache_of_8_bits_holds_keys_and_values_divided_by_their_scales(norm, style, dtype):
+    heads, scales = (4, 2), (0.002, 0.3)
+    about = {"norm": norm, "rotary": 8, "style": style, "clip": 30.0}
+    steps = in_dtype(make_steps(len(SLOTS), heads, 16, **about), dtype)
+    qkv = 20 * randn(len(SLOTS), 8, 16, seed=1, dtype=dtype)
+    got = run(rope_store_kv_triton, qkv, heads, steps, SLOTS, *scales, **CACHE_OF_8_BITS)
+    torchs = run(rope_store_kv_torch, qkv, heads, steps, SLOTS, *scales, **CACHE_OF_8_BITS)
+    wide, exact = qkv.double(), in_dtype(steps, torch.float64)
+    exact = run(rope_store_kv_torch, wide, heads, exact, SLOTS)
+    full = run(rope_store_kv_triton, qkv, heads, steps, SLOTS)
+    assert torch.equal(got[0], full[0])  # queries are not quantised
+    for ours, plain, numbers, scale in zip(got[1:], torchs[1:], exact[1:], scales, strict=True):
+        codes, others = ours.view(torch.uint8), plain.view(torch.uint8)
+        assert (codes != others).sum() <= 0.01 * codes.numel() and ours.dtype == torch.float8_e4m3fn
+        # Half a step of e4m3: 1/16 of the number, 2**-10 among the smallest; cut at 448.
+        within = (numbers / scale).clamp(-448, 448)
+        tolerance = {"rtol": 1 / 16 + TOLERANCE[dtype], "atol": 2**-10 + TOLERANCE[dtype] / scale}
+        torch.testing.assert_close(ours.double(), within, equal_nan=True, **tolerance)
+    assert (got[1].float().nan_to_num().abs() == 448).any()  # 1 / 0.002 does not fit
+
+
 @pytest.mark.parametrize("slots", [(), (3,), (-1, -1), tuple(range(20))], ids=str)
 def test_tokens_of_any_number_stored_or_not(slots):
     compare((4, 2), 16, torch.float32, slots=slots, rotary=16, norm="rms")
@@ -155,5 +199,6 @@ def test_the_operation_is_what_torch_expects_of_it():
             *(q, k, v, *caches, torch.tensor([2, -1])),
             *(turn.cos, turn.sin, False, "before", False, norm.eps, 0),
             *(norm.q_weight, norm.k_weight, None, None, None, None),
+            *(False, 1.0, 1.0),
         ),
     )
