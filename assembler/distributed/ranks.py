@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +21,7 @@ from assembler.distributed.failures import (
 )
 from assembler.distributed.processes import RankProcesses
 from assembler.errors import RankError
+from assembler.interrupts import held_back_interrupt
 
 _FOREVER = timedelta(days=365)  # a rank without work waits for it
 _LAST_WORDS = 3.0  # seconds in which a lost rank's report must appear
@@ -79,7 +78,7 @@ class Ranks:
         if self.ended is not None:
             raise RankError(self.ended)
         try:
-            with _held_back_interrupt():
+            with held_back_interrupt():
                 self._send(inputs)
                 yield
         except BaseException as error:
@@ -181,26 +180,3 @@ class Ranks:
             if rank not in reported:
                 return RankError(describe_death(rank, status))
         return None
-
-
-@contextmanager
-def _held_back_interrupt() -> Iterator[None]:
-    """Hold the first Ctrl-C back until the block is done; a second one interrupts it."""
-    before = signal.getsignal(signal.SIGINT)
-    is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or before in (None, signal.SIG_IGN):
-        yield
-        return
-    caught: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        caught.append(number)
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if caught:
-        signal.raise_signal(signal.SIGINT)

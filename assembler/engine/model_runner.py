@@ -101,10 +101,6 @@ class ModelRunner:
         small = self._small_step
         return (small if small and small.fits(input_ids) else self.model)(input_ids, ctx)
 
-    def build_inputs(self, batch: ScheduledBatch) -> tuple[torch.Tensor, ForwardContext]:
-        """The token ids [T] of the step, and all that the model needs to know about them."""
-        return self.model_inputs(StepInputs.of(batch, self.page_size))
-
     def model_inputs(self, inputs: StepInputs) -> tuple[torch.Tensor, ForwardContext]:
         """`inputs` as tensors on the device: the token ids [T] and what goes with them."""
         paged = PagedBatch(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 from assembler.engine.sequence import Sequence
@@ -45,7 +46,7 @@ class ScheduledBatch:
     def num_tokens(self) -> int:
         return sum(item.num_new_tokens for item in self.items)
 
-    @property
+    @cached_property
     def sampling_sequences(self) -> list[Sequence]:
         """The sequences that get a new token, in order."""
         return [item.sequence for item in self.items if item.samples]

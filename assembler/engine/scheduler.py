@@ -67,9 +67,6 @@ class Scheduler:
         """Queue a new sequence. The whole cache must be able to hold it at its full length."""
         self.waiting.append(sequence)
 
-    def has_unfinished(self) -> bool:
-        return bool(self.waiting or self.running)
-
     def schedule(self) -> ScheduledBatch:
         """The next step: the running sequences, then as many waiting ones as fit.
 
@@ -79,8 +76,8 @@ class Scheduler:
         self._schedule_waiting(items, self._schedule_running(items))
         return ScheduledBatch(items)
 
-    def update(self, batch: ScheduledBatch, token_ids: SequenceOf[int | None]) -> None:
-        """Record a step that ran.
+    def update(self, batch: ScheduledBatch, token_ids: SequenceOf[int | None]) -> list[Sequence]:
+        """Record a step that ran; the sequences that got a token, or ended without one.
 
         Args:
             token_ids: a new token for each of `batch.sampling_sequences`; None ends a sequence for
@@ -91,11 +88,16 @@ class Scheduler:
             sequence.num_computed_tokens = item.start + item.num_new_tokens
             if sequence.num_computed_tokens >= sequence.num_prompt_tokens:
                 sequence.needs_prompt_logits = False
+        advanced = []
         for sequence, token_id in zip(batch.sampling_sequences, token_ids, strict=True):
             if token_id is None:
                 self._fail(sequence)
+                if not sequence.is_finished:
+                    continue
             elif (reason := sequence.append(token_id)) is not None:
                 self.finish(sequence, reason)
+            advanced.append(sequence)
+        return advanced
 
     def restart(self) -> None:
         """Compute all running sequences anew: a step failed, and what pages hold is unknown."""

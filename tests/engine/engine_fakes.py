@@ -111,6 +111,7 @@ class FakeTokenizer:
 
     PIECES = ("", "a", "b", "c", "ab", "bc", "xy", "z", " ", "He", "llo", "\n\n")
     eos_token_ids = frozenset({0})
+    eos_token_id = 0
 
     def __init__(self, eager: bool = False) -> None:
         self.eager = eager
@@ -195,7 +196,7 @@ def make_engine(
 def run(engine: LLMEngine) -> dict[str, RequestOutput]:
     """Step until nothing is left; the last output of each request."""
     outputs = {}
-    while engine.has_unfinished_requests():
+    while not engine.is_finished():
         for output in engine.step():
             outputs[output.request_id] = output
         engine.check_integrity()

@@ -135,7 +135,7 @@ def test_padding_stores_nothing_and_its_poison_reaches_no_token(model):
     for name in ("a", "b", "c"):
         engine.add_request(name, [1, 2, 3], SamplingParams(temperature=0, max_tokens=4))
     used = set()
-    while engine.has_unfinished_requests():
+    while not engine.is_finished():
         engine.step()
         used |= {page for sequence in engine.scheduler.running for page in sequence.pages}
     assert engine.stats.num_graph_steps == 3

@@ -1,6 +1,8 @@
 """What fails in one request ends that request alone, and at once."""
 
-from engine_fakes import FakeTokenizer, ScriptedModel, make_engine, run
+import pytest
+import torch
+from engine_fakes import VOCAB, FakeTokenizer, ScriptedModel, make_engine, run
 
 from assembler.engine.sampling_params import SamplingParams
 from assembler.errors import RequestError
@@ -50,3 +52,62 @@ def test_a_tokenizer_that_fails_on_logprobs_fails_their_request_alone():
         for token, logprobs in zip((1, 2), outputs["bad"].outputs[0].logprobs, strict=True)
     ] == ["a", "b"]
     engine.check_integrity()
+
+
+class _Breaks(FakeTokenizer):
+    """Cannot decode token 7."""
+
+    def detokenizer(self, skip_special_tokens=True):
+        made = super().detokenizer(skip_special_tokens)
+        push = made.push
+
+        def checked(token_ids):
+            if 7 in token_ids:
+                raise KeyError("no piece 7")
+            return push(token_ids)
+
+        made.push = checked
+        return made
+
+
+class _ByDraw(ScriptedModel):
+    """Sample i gets token script[i][p] after position p."""
+
+    def __init__(self, scripts):
+        super().__init__([])
+        self.scripts = scripts
+
+    def forward(self, input_ids, ctx):
+        count = len(self.scripts)
+        positions = ctx.positions if ctx.logit_rows is None else ctx.positions[ctx.logit_rows]
+        logits = torch.zeros(len(positions), VOCAB)
+        for row, position in enumerate(positions.tolist()):
+            token_id = self.scripts[row % count][position]
+            if token_id is None:
+                logits[row, 3] = torch.nan
+            else:
+                logits[row, token_id] = 500.0
+        return logits
+
+
+@pytest.mark.parametrize(("failing", "stream"), [(None, True), (None, False), (7, True)])
+def test_a_failing_sample_changes_no_end_of_its_siblings(failing, stream):
+    """One has stopped before, one ends in the same step, one fails and one still runs."""
+    scripts = [[1, 9, 9, 9, 9], [1, 2, failing, 4, 5], [1, 2, 9, 9, 9], [1, 2, 3, 4, 5]]
+    model = _ByDraw(scripts)
+    engine = make_engine(model, tokenizer=_Breaks(), max_num_seqs=4)
+    params = SamplingParams(n=4, max_tokens=5, stop_token_ids=[9], seed=0)
+    engine.add_request("r", [1], params, stream=stream)
+    seen = []
+    while not engine.is_finished():
+        seen += engine.step()
+        running = [sequence.index for sequence in engine.scheduler.running]
+        model.scripts = [scripts[index] for index in running] or scripts
+        engine.check_integrity()
+    last = seen[-1]
+    assert last.finished and ("KeyError" if failing else "not numbers") in str(last.error)
+    assert [sample.finish_reason for sample in last.outputs] == ["stop", "abort", "stop", "abort"]
+    text = "a" if failing else "ab"  # as far as it could be decoded
+    assert [sample.text for sample in last.outputs] == ["a", text, "ab", "abc"]
+    told = [(sample.index, sample.finish_reason) for o in seen[:-1] for sample in o.outputs]
+    assert ((0, "stop") in told) == stream

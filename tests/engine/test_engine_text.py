@@ -14,7 +14,7 @@ def complete(script, eager=False, **params):
     params.setdefault("max_tokens", None)
     engine.add_request("a", "a", SamplingParams(temperature=0, **params))
     texts = []
-    while engine.has_unfinished_requests():
+    while not engine.is_finished():
         (output,) = engine.step()
         texts.append(output.outputs[0].text)
     run(engine)

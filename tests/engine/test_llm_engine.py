@@ -89,7 +89,7 @@ def test_requests_may_join_at_any_step():
     engine = make_engine(MemoryModel(), **WAYS["preemption"])
     waiting = list(GREEDY)
     tokens = {}
-    while waiting or engine.has_unfinished_requests():
+    while waiting or not engine.is_finished():
         if waiting:
             engine.add_request(*waiting.pop())
         for output in engine.step():
@@ -103,7 +103,7 @@ def test_every_step_reports_the_tokens_so_far():
     prompt = [1, 2, 3]
     engine.add_request("a", prompt, SamplingParams(temperature=0, max_tokens=4))
     seen = []
-    while engine.has_unfinished_requests():
+    while not engine.is_finished():
         (output,) = engine.step()
         seen.append((output.outputs[0].token_ids, output.outputs[0].finish_reason))
         assert output.finished == (output.outputs[0].finish_reason is not None)
@@ -124,7 +124,7 @@ def test_abort_while_waiting_prefilling_and_decoding():
     assert {o.outputs[0].finish_reason for o in outputs.values()} == {"abort"}
     assert all(o.finished and o.error is None for o in outputs.values())
     assert [len(o.outputs[0].token_ids) for o in outputs.values()] == [1, 0, 0]
-    assert engine.is_finished() and not engine.has_unfinished_requests()
+    assert engine.is_finished()
     run(engine)  # no page is missing
     assert engine.abort("decoding") is None
     assert engine.abort("never seen") is None
@@ -154,7 +154,7 @@ def test_a_model_that_raises_changes_no_request():
     for request in GREEDY:
         engine.add_request(*request)
     tokens, failures = {}, 0
-    while engine.has_unfinished_requests():
+    while not engine.is_finished():
         try:
             outputs = engine.step()
         except RuntimeError:

@@ -31,7 +31,7 @@ def test_inputs_of_a_mixed_step():
             ScheduledSequence(prefilling, start=3, num_new_tokens=7, samples=False),
         ]
     )
-    input_ids, ctx = runner().build_inputs(batch)
+    input_ids, ctx = runner().model_inputs(StepInputs.of(batch, 4))
     paged = ctx.paged
     assert input_ids.tolist() == [18, *range(33, 40)]
     assert ctx.positions.tolist() == [8, *range(3, 10)]
@@ -54,7 +54,7 @@ def test_a_step_of_decodes_wants_every_row_and_pads_the_page_table():
     batch = ScheduledBatch(
         [ScheduledSequence(short, 1, 1, True), ScheduledSequence(long, 8, 1, True)]
     )
-    _, ctx = runner().build_inputs(batch)
+    _, ctx = runner().model_inputs(StepInputs.of(batch, 4))
     assert ctx.logit_rows is None
     assert ctx.paged.is_decode
     assert ctx.paged.page_table.tolist() == [[4, 0, 0], [8, 6, 1]]
@@ -63,7 +63,7 @@ def test_a_step_of_decodes_wants_every_row_and_pads_the_page_table():
 def test_recomputed_tokens_get_the_lengths_they_had():
     preempted = sequence(list(range(8)), [1, 2], prompt=5)
     batch = ScheduledBatch([ScheduledSequence(preempted, 0, 8, True)])
-    _, ctx = runner().build_inputs(batch)
+    _, ctx = runner().model_inputs(StepInputs.of(batch, 4))
     assert ctx.sequence_lengths.tolist() == [5, 5, 5, 5, 5, 6, 7, 8]
 
 

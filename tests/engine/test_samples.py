@@ -63,7 +63,7 @@ def test_every_report_shows_all_samples():
     engine = make_engine(ScriptedModel([5] * 50))
     engine.add_request("a", [1] * 3, params(3))
     reports = []
-    while engine.has_unfinished_requests():
+    while not engine.is_finished():
         (output,) = engine.step()
         reports.append([len(done.token_ids) for done in output.outputs])
         assert output.finished == (len(reports) == 7)
@@ -75,7 +75,7 @@ def test_samples_end_one_by_one():
     engine = make_engine(MemoryModel(), max_num_seqs=2)
     engine.add_request("a", PROMPT, params(3, max_tokens=5))
     finished = []
-    while engine.has_unfinished_requests():
+    while not engine.is_finished():
         for output in engine.step():
             finished.append([done.finish_reason for done in output.outputs])
     assert finished[4] == ["length", "length", None] and finished[-1] == ["length"] * 3

@@ -136,7 +136,7 @@ def test_how_a_sequence_ends(params, token_id, reason):
     scheduler = scheduler_of(sequence)
     step(scheduler, token_id)
     assert sequence.finish_reason == reason
-    assert scheduler.has_unfinished() == (reason is None)
+    assert bool(scheduler.running) == (reason is None)
     assert scheduler.page_pool.num_free == (100 if reason else 99)
 
 
@@ -155,7 +155,7 @@ def test_finish_of_waiting_and_running_frees_everything():
     step(scheduler)  # a is in the middle of its prompt, b waits
     scheduler.finish(b, "abort")
     scheduler.finish(a, "abort")
-    assert not scheduler.has_unfinished()
+    assert not (scheduler.running or scheduler.waiting)
     assert scheduler.page_pool.num_free == 100
 
 
