@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from assembler.errors import RequestError, TokenizerError, did_you_mean
 from assembler.tokenizer.chat_messages import checked_messages, plain_data
+from assembler.tokenizer.unfinished_message import render_unfinished
 
 if TYPE_CHECKING:  # jinja2 takes 70 ms to import: only rendering needs it
     import jinja2
@@ -46,6 +48,7 @@ class ChatTemplate:
         messages: Sequence[Mapping[str, Any]],
         add_generation_prompt: bool = True,
         *,
+        continue_final_message: bool = False,
         chat_template: str | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         documents: Sequence[Mapping[str, Any]] | None = None,
@@ -56,7 +59,8 @@ class ChatTemplate:
         Args:
             messages: list of {role, content} objects, oldest first.
             add_generation_prompt: end with the opening of the assistant's turn.
-            chat_template: name of the template, where the model has several.
+            continue_final_message: end within the last message, whose text is to be continued.
+            chat_template: name of the template, where the model has several, or the source of one.
             tools: JSON schemas of the functions the model may call.
             documents: {title, text} objects to answer from.
             variables: further variables the template reads, e.g. `enable_thinking=False`.
@@ -64,12 +68,16 @@ class ChatTemplate:
         Raises:
             TokenizerError: the template is broken, or there is none of that name.
             RequestError: the messages are malformed, the template refuses or fails on them, or
-                does not read something it is given.
+                does not read something it is given; or the last message cannot be continued.
         """
+        if continue_final_message and add_generation_prompt:
+            raise RequestError(
+                "continue_final_message goes on with the last message, add_generation_prompt "
+                "begins another one: set one of them to False"
+            )
         given = {"tools": tools, "documents": documents}
         given = {name: value for name, value in given.items() if value is not None} | variables
-        name = self._choose(chat_template, tools is not None)
-        template, reads = self._compile(name)
+        template, reads = self._compile(*self._choose(chat_template, tools is not None))
         for variable in given:
             if variable not in reads:
                 known = sorted(reads - {*self._special_tokens, "messages", "add_generation_prompt"})
@@ -84,10 +92,14 @@ class ChatTemplate:
             "messages": checked_messages(messages),
             "add_generation_prompt": add_generation_prompt,
         }
+        if continue_final_message:
+            return render_unfinished(partial(_render, template), context)
         return _render(template, context)
 
-    def _choose(self, name: str | None, has_tools: bool) -> str:
-        """The name of the template to use."""
+    def _choose(self, name: str | None, has_tools: bool) -> tuple[str, str]:
+        """What the template to use is called, and its source."""
+        if name is not None and "{" in name and name not in self._sources:
+            return "that was given", name
         if name is None:
             name = "tool_use" if has_tools and "tool_use" in self._sources else "default"
         if name not in self._sources:
@@ -95,11 +107,11 @@ class ChatTemplate:
                 f"there is no chat template {name!r}.{did_you_mean(name, self._sources)} "
                 f"The model has {', '.join(map(repr, self.names))}: name one with chat_template="
             )
-        return name
+        return repr(name), self._sources[name]
 
-    def _compile(self, name: str) -> tuple[jinja2.Template, frozenset[str]]:
+    def _compile(self, name: str, source: str) -> tuple[jinja2.Template, frozenset[str]]:
         """The compiled template and the names of the variables it reads."""
-        if name not in self._compiled:
+        if source not in self._compiled:
             import jinja2
             import jinja2.meta
 
@@ -107,15 +119,15 @@ class ChatTemplate:
 
             environment = chat_environment()
             try:
-                template = environment.from_string(self._sources[name])
-                tree = environment.parse(self._sources[name])
+                template = environment.from_string(source)
+                tree = environment.parse(source)
                 names = jinja2.meta.find_undeclared_variables(tree)
             except jinja2.TemplateSyntaxError as error:
                 raise TokenizerError(
-                    f"chat template {name!r}, line {error.lineno}: {error.message}"
+                    f"chat template {name}, line {error.lineno}: {error.message}"
                 ) from error
-            self._compiled[name] = template, frozenset(names - set(environment.globals))
-        return self._compiled[name]
+            self._compiled[source] = template, frozenset(names - set(environment.globals))
+        return self._compiled[source]
 
 
 def _render(template: jinja2.Template, context: Mapping[str, Any]) -> str:

@@ -32,11 +32,7 @@ class Tokenizer:
         self.special_tokens: Mapping[str, str] = parts.special_tokens
         self.eos_token_ids: frozenset[int] = parts.eos_token_ids
         self.clean_up_spaces: bool = parts.clean_up_spaces
-        self._chat_template = (
-            ChatTemplate(parts.chat_templates, parts.special_tokens)
-            if parts.chat_templates
-            else None
-        )
+        self._chat_template = ChatTemplate(parts.chat_templates, parts.special_tokens)
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str]) -> Tokenizer:
@@ -129,7 +125,7 @@ class Tokenizer:
     @property
     def has_chat_template(self) -> bool:
         """True when the model says how a conversation is written as text."""
-        return self._chat_template is not None
+        return bool(self._chat_template.names)
 
     def apply_chat_template(
         self,
@@ -143,10 +139,10 @@ class Tokenizer:
             TokenizerError: the model has no chat template, or a broken one.
             RequestError: the messages are malformed or the template refuses them.
         """
-        if self._chat_template is None:
+        if not self.has_chat_template and kwargs.get("chat_template") is None:
             raise TokenizerError(
-                "the model has no chat template: send plain text, or add a chat_template.jinja "
-                "to its folder"
+                "the model has no chat template: send plain text, pass chat_template=SOURCE, or "
+                "add a chat_template.jinja to its folder"
             )
         return self._chat_template.render(messages, add_generation_prompt, **kwargs)
 

@@ -82,6 +82,49 @@ def test_options_and_other_messages_equal_transformers(
     assert render(template, messages, **options) == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "begun"),
+    [
+        *((name, "The answer is") for name in ("chatml", "llama3", "mistral")),
+        *((name, "  It is \n") for name in ("chatml", "llama3", "mistral")),  # some trim it
+        ("parts", [{"type": "text", "text": "One"}, {"type": "text", "text": "and two"}]),
+    ],
+)
+def test_a_message_to_be_continued_equals_transformers(
+    reference: PreTrainedTokenizerFast, name: str, begun: Any
+) -> None:
+    first = {"role": "user", "content": [TEXT_PART] if name == "parts" else "What?"}
+    messages = [first, {"role": "assistant", "content": begun}]
+    expected = reference.apply_chat_template(
+        messages, chat_template=TEMPLATES[name], tokenize=False, continue_final_message=True
+    )
+    assert render(TEMPLATES[name], messages, False, continue_final_message=True) == expected
+
+
+def test_messages_that_cannot_be_continued() -> None:
+    with pytest.raises(RequestError, match="set one of them to False"):
+        render(CHATML, [USER, ASSISTANT], True, continue_final_message=True)
+    call = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    image = {"role": "user", "content": [{"type": "image"}]}
+    for template, last in ((LLAMA3, call), (PARTS, image)):
+        with pytest.raises(RequestError, match="the last message has no text to continue"):
+            render(template, [last], False, continue_final_message=True)
+    with pytest.raises(RequestError, match="the chat template leaves out the last message"):
+        render("{{ messages[0].role }}", [USER], False, continue_final_message=True)
+
+
+def test_the_source_of_a_template_may_be_given(folders: dict[str, Path]) -> None:
+    given = "{{ bos_token }}{{ messages[0].role }}"
+    assert ChatTemplate("d", SPECIAL).render([USER], chat_template=given) == "<s>user"
+    bare = Tokenizer.from_folder(folders["smollm"])
+    assert bare.apply_chat_template([USER], chat_template=given) == "<s>user"
+    assert not bare.has_chat_template
+    with pytest.raises(TokenizerError, match="chat template that was given, line 1: "):
+        bare.apply_chat_template([USER], chat_template="{% if %}")
+    with pytest.raises(TokenizerError, match="pass chat_template=SOURCE"):
+        bare.apply_chat_template([USER])
+
+
 def test_named_templates() -> None:
     named = ChatTemplate({"default": "d", "tool_use": "t{{ tools | length }}", "rag": "r"})
     assert named.names == ("default", "rag", "tool_use")
