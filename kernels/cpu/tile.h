@@ -4,6 +4,8 @@
 // order, whatever the size of the tile: that is what makes a row's result independent of the rows
 // that are computed with it.
 #pragma once
+#include <type_traits>
+
 #include "panel.h"
 
 #if defined(__AVX512F__)
@@ -12,24 +14,31 @@ constexpr int TILE_ROWS = 14;  // the most rows of x at a time: 28 sums in 32 re
 constexpr int TILE_ROWS = 3;   // where a vector takes two registers of 16, or four of 32
 #endif
 
-// sum + a * b, of all numbers of the units.
-template <typename T>
-static inline vec add_products(vec sum, uvec a, uvec b);
-template <>
-inline vec add_products<float>(vec sum, uvec a, uvec b) {
-#if defined(__AVX512F__)
-    return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
-#else
-    return sum + (vec)a * (vec)b;
-#endif
+// Half a vector: 8 columns, which cost half where a vector takes a pipeline twice (Zen 4).
+typedef float half_floats __attribute__((vector_size(32)));
+typedef uint32_t half_units __attribute__((vector_size(32)));
+template <typename Sum>
+using Units = std::conditional_t<sizeof(Sum) == sizeof(vec), uvec, half_units>;
+
+template <typename Sum>
+static inline Units<Sum> first_lanes(uvec all) {
+    Units<Sum> some;
+    memcpy(&some, &all, sizeof some);
+    return some;
 }
-template <>
-inline vec add_products<bf16>(vec sum, uvec a, uvec b) {
-#if defined(__AVX512BF16__)
-    return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+
+// sum + a * b, of all numbers of the units.
+template <typename T, typename Sum>
+static inline Sum add_products(Sum sum, Units<Sum> a, Units<Sum> b) {
+    if constexpr (std::is_same_v<T, float>) return sum + (Sum)a * (Sum)b;
+#if defined(__AVX512BF16__) && defined(__AVX512VL__)
+    else if constexpr (sizeof(Sum) == sizeof(vec))
+        return (Sum)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+    else
+        return (Sum)_mm256_dpbf16_ps((__m256)sum, (__m256bh)a, (__m256bh)b);
 #else
-    sum = sum + (vec)(a << 16) * (vec)(b << 16);
-    return sum + (vec)(a & 0xffff0000u) * (vec)(b & 0xffff0000u);
+    sum = sum + (Sum)(a << 16) * (Sum)(b << 16);
+    return sum + (Sum)(a & 0xffff0000u) * (Sum)(b & 0xffff0000u);
 #endif
 }
 
@@ -47,13 +56,17 @@ struct Tile {
     int64_t call_step = 0;
 };
 
-template <typename T, int ROWS>
+// Without the last 8 columns where the right sums are halves.
+template <typename T, int ROWS, typename Right = vec>
 __attribute__((noinline)) static void tile(const Tile<T>& t) {
-    vec sum[ROWS][2];
+    vec left[ROWS];
+    Right right[ROWS];
 #pragma GCC unroll 16
-    for (int r = 0; r < ROWS; ++r)
-        for (int c = 0; c < 2; ++c)
-            sum[r][c] = t.add ? load(t.out + r * COLUMNS + c * LANES) : vec{};
+    for (int r = 0; r < ROWS; ++r) {
+        left[r] = t.add ? load(t.out + r * COLUMNS) : vec{};
+        right[r] = Right{};
+        if (t.add) memcpy(&right[r], t.out + r * COLUMNS + LANES, sizeof right[r]);
+    }
     int64_t whole = t.k / PER_UNIT<T>, stride = t.stride;
     const T* x = t.x;
     const uint32_t* panel = t.panel;
@@ -63,16 +76,17 @@ __attribute__((noinline)) static void tile(const Tile<T>& t) {
         __builtin_prefetch(call_too, 0, 2);
         call += t.call_step;
         call_too += t.call_step;
-        uvec left, right;
-        memcpy(&left, panel, sizeof left);
-        memcpy(&right, panel + LANES, sizeof right);
+        uvec a;
+        Units<Right> b;
+        memcpy(&a, panel, sizeof a);
+        memcpy(&b, panel + LANES, sizeof b);
 #pragma GCC unroll 16
         for (int r = 0; r < ROWS; ++r) {
             uint32_t unit;
             memcpy(&unit, x + r * stride, sizeof unit);
             uvec all = uvec{} + unit;
-            sum[r][0] = add_products<T>(sum[r][0], all, left);
-            sum[r][1] = add_products<T>(sum[r][1], all, right);
+            left[r] = add_products<T>(left[r], all, a);
+            right[r] = add_products<T>(right[r], first_lanes<Right>(all), b);
         }
     }
     if (whole * PER_UNIT<T> < t.k)  // an odd bfloat16
@@ -80,22 +94,26 @@ __attribute__((noinline)) static void tile(const Tile<T>& t) {
         for (int r = 0; r < ROWS; ++r) {
             uint32_t unit = 0;
             memcpy(&unit, x + r * stride, sizeof(T));
-            for (int c = 0; c < 2; ++c) {
-                uvec half;
-                memcpy(&half, panel + c * LANES, sizeof half);
-                sum[r][c] = add_products<T>(sum[r][c], uvec{} + unit, half);
-            }
+            uvec a;
+            Units<Right> b;
+            memcpy(&a, panel, sizeof a);
+            memcpy(&b, panel + LANES, sizeof b);
+            uvec all = uvec{} + unit;
+            left[r] = add_products<T>(left[r], all, a);
+            right[r] = add_products<T>(right[r], first_lanes<Right>(all), b);
         }
 #pragma GCC unroll 16
-    for (int r = 0; r < ROWS; ++r)
-        for (int c = 0; c < 2; ++c) store(t.out + r * COLUMNS + c * LANES, sum[r][c]);
+    for (int r = 0; r < ROWS; ++r) {
+        store(t.out + r * COLUMNS, left[r]);
+        memcpy(t.out + r * COLUMNS + LANES, &right[r], sizeof right[r]);
+    }
 }
 
 // The tile of any number of rows up to TILE_ROWS.
-template <typename T, int ROWS = TILE_ROWS>
+template <typename T, typename Right = vec, int ROWS = TILE_ROWS>
 static inline void run_tile(const Tile<T>& t, int rows) {
     if (rows == ROWS)
-        tile<T, ROWS>(t);
+        tile<T, ROWS, Right>(t);
     else if constexpr (ROWS > 1)
-        run_tile<T, ROWS - 1>(t, rows);
+        run_tile<T, Right, ROWS - 1>(t, rows);
 }
