@@ -20,7 +20,8 @@ from assembler.distributed.launch import Launch, find_launch
 from assembler.distributed.ranks import Ranks
 from assembler.distributed.start import join_ranks, start_ranks
 from assembler.engine.build import build_runner
-from assembler.engine.kv_cache import attention_uses
+from assembler.engine.kv_cache import attention_uses, cache_specs, pages_in_budget
+from assembler.engine.lengths import check_lengths
 from assembler.errors import OptionError
 from assembler.kernels.dispatch import AttentionBackend, attention_backend
 from assembler.llm_options import LLMOptions
@@ -80,6 +81,9 @@ def load_rank(
     assembly = _assemble(model, options, tp)
     dtype = _dtype(options.dtype, device, assembly.config)
     cache_dtype = torch.float8_e4m3fn if options.kv_cache_dtype == "fp8" else dtype
+    if options.kv_cache_memory_bytes is not None:  # refused before weights are read
+        budget, specs = options.kv_cache_memory_bytes, cache_specs(assembly.model)
+        pages_in_budget(budget, specs, options.page_size, cache_dtype)
     uses = attention_uses(assembly.model, dtype, cache_dtype, options.page_size)
     backend = attention_backend(options.attention, device, uses)
 
@@ -170,7 +174,8 @@ def _refuse_early(model: str | Path | None, options: LLMOptions) -> None:
 
 
 def _assemble(model: str | Path | None, options: LLMOptions, tp: TensorParallel | None) -> Assembly:
-    return assemble(
+    """The model without its weights; raises OptionError for options that contradict it."""
+    assembly = assemble(
         model,
         options.conf,
         options.overrides,
@@ -179,6 +184,8 @@ def _assemble(model: str | Path | None, options: LLMOptions, tp: TensorParallel 
         weights=options.load != "dummy",
         rewrites=options.rewrites,
     )
+    check_lengths(options, assembly.spec.max_length)
+    return assembly
 
 
 def _dtype(name: str, device: torch.device, config: Mapping[str, Any]) -> torch.dtype:

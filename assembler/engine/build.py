@@ -15,6 +15,7 @@ from assembler.engine.kv_cache import (
     length_border,
     pages_in_budget,
 )
+from assembler.engine.lengths import check_lengths, max_model_len, max_num_batched_tokens
 from assembler.engine.llm_engine import LLMEngine
 from assembler.engine.model_runner import ModelRunner
 from assembler.engine.options import EngineOptions
@@ -24,15 +25,9 @@ from assembler.engine.sampler import Sampler
 from assembler.engine.scheduled_batch import most_logit_rows
 from assembler.engine.scheduler import Scheduler
 from assembler.engine.step_memory import step_memory
-from assembler.errors import OptionError
 
 if TYPE_CHECKING:
     from assembler.kernels.dispatch import AttentionBackend
-
-# Of a model that states no length, in an engine that is given none.
-DEFAULT_MAX_MODEL_LEN = 8192
-# Where the user names none. Longer steps hardly run faster, and decodes would wait for them.
-DEFAULT_MAX_NUM_BATCHED_TOKENS = 2048
 
 
 def build_engine(
@@ -59,7 +54,6 @@ def build_engine(
     Raises:
         OptionError: the options contradict each other, the model or the memory.
     """
-    max_model_len = _max_model_len(options.max_model_len, model_length)
     runner = build_runner(
         model,
         attention_backend,
@@ -71,7 +65,7 @@ def build_engine(
     )
     scheduler = Scheduler(
         PagePool(runner.num_pages, options.page_size),
-        max_num_batched_tokens=_max_num_batched_tokens(options, max_model_len),
+        max_num_batched_tokens=max_num_batched_tokens(options, model_length),
         max_num_seqs=options.max_num_seqs,
         chunked_prefill=options.enable_chunked_prefill,
     )
@@ -80,7 +74,7 @@ def build_engine(
         scheduler,
         tokenizer,
         vocab_size=vocab_size,
-        max_model_len=max_model_len,
+        max_model_len=max_model_len(options, model_length),
         prefix_caching=options.enable_prefix_caching,
         length_border=length_border(model),
     )
@@ -97,16 +91,16 @@ def build_runner(
     peers: Peers | None = None,
 ) -> ModelRunner:
     """What runs the steps, on every rank, with a cache of as many pages as all ranks can afford."""
+    check_lengths(options, model_length)
     device = torch.device(device)
     if options.kv_cache_dtype == "fp8":
         dtype = torch.float8_e4m3fn
-    max_model_len = _max_model_len(options.max_model_len, model_length)
     graphs = None
     if not options.enforce_eager:
         alone = peers is None
-        sizes = options.max_num_seqs, max_model_len
+        sizes = options.max_num_seqs, max_model_len(options, model_length)
         graphs = graph_settings(*sizes, device, attention_backend, alone)
-    num_pages = _num_pages(model, options, max_model_len, device, dtype, peers, graphs)
+    num_pages = _num_pages(model, options, model_length, device, dtype, peers, graphs)
     return ModelRunner(
         model,
         attention_backend,
@@ -121,54 +115,40 @@ def build_runner(
     )
 
 
-def _max_model_len(wanted: int | None, model_length: int | None) -> int:
-    """The longest sequence the engine serves."""
-    if wanted is None:
-        return model_length or DEFAULT_MAX_MODEL_LEN
-    if model_length is not None and wanted > model_length:
-        raise OptionError(
-            f"max_model_len={wanted} is more than the {model_length} tokens the model was made "
-            f"for. Lower it, or leave it out to use them all."
-        )
-    return wanted
-
-
-def _max_num_batched_tokens(options: EngineOptions, max_model_len: int) -> int:
-    """The tokens of a step; where prompts are not cut, any sequence must fit one."""
-    wanted = options.max_num_batched_tokens
-    if wanted is None:
-        least = options.max_num_seqs
-        if not options.enable_chunked_prefill:
-            least = max(least, max_model_len)
-        return max(least, DEFAULT_MAX_NUM_BATCHED_TOKENS)
-    if not options.enable_chunked_prefill and wanted < max_model_len:
-        raise OptionError(
-            f"max_num_batched_tokens={wanted} is less than max_model_len={max_model_len}: with "
-            "enable_chunked_prefill=false a sequence runs in one step. Raise the first, lower the "
-            "second, or leave chunked prefill on."
-        )
-    return wanted
-
-
 def _num_pages(
     model: nn.Module,
     options: EngineOptions,
-    max_model_len: int,
+    model_length: int | None,
     device: torch.device,
     dtype: torch.dtype,
     peers: Peers | None,
     graphs: GraphSettings | None,
 ) -> int:
-    """Pages of the cache: what the budget holds, but no more than can ever be in use."""
+    """Pages of the cache: what the budget holds, but no more than are of use."""
     sharing = 1 if peers is None or device.type != "cpu" else peers.size
     budget = options.kv_cache_memory_bytes
     if budget is None:
         step = 0  # on a CPU the cache leaves more than any step takes
         if device.type != "cpu":
-            num_tokens = _max_num_batched_tokens(options, max_model_len)
+            num_tokens = max_num_batched_tokens(options, model_length)
             rows = most_logit_rows(options.max_num_seqs, num_tokens, options.enable_chunked_prefill)
             step = step_memory(model, num_tokens, rows)
             step += 0 if graphs is None else graph_memory(graphs, model)
         budget = cache_budget(device, options.gpu_memory_utilization, sharing, step)
     pages = pages_in_budget(budget, cache_specs(model), options.page_size, dtype)
-    return min(pages, options.max_num_seqs * -(-max_model_len // options.page_size))
+    return min(pages, _useful_pages(options, max_model_len(options, model_length)) or pages)
+
+
+def _useful_pages(options: EngineOptions, longest: int) -> int | None:
+    """How many pages are of use; None: as many as there are.
+
+    With prefix caching every page beyond those in use may hold a beginning that comes again. Of
+    memory that the user has allotted all is taken; by default it is as much as can be in use, and
+    as much again. (Blank pages are used before known ones, so in time a process touches them all:
+    a small model shall not grow to a quarter of the machine.)
+    """
+    in_use = options.max_num_seqs * -(-longest // options.page_size)
+    if not options.enable_prefix_caching:
+        return in_use
+    is_default = options.kv_cache_memory_bytes is None and options.gpu_memory_utilization is None
+    return 2 * in_use if is_default else None

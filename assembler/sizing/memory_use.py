@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from assembler.blocks.parallel import TensorParallel
-from assembler.engine.build import DEFAULT_MAX_MODEL_LEN
 from assembler.engine.kv_cache import bytes_per_page, cache_specs
+from assembler.engine.lengths import DEFAULT_MAX_MODEL_LEN
 from assembler.engine.scheduled_batch import most_logit_rows
 from assembler.engine.step_memory import step_memory
 from assembler.errors import SpecError, WiringError

@@ -69,7 +69,6 @@ def test_a_container_has_its_own_files_at_the_top(groups: str, file: str, tmp_pa
 
 
 def test_the_cache_is_a_part_of_the_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-
     write(tmp_path, proc__self__cgroup="0::/", **limit("sys/fs/cgroup/memory.max", 8 << 30))
     monkeypatch.setattr("assembler.engine.kv_cache.host_memory", lambda: host_memory(tmp_path))
     cpu = torch.device("cpu")

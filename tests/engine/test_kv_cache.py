@@ -1,6 +1,6 @@
 import pytest
 import torch
-from engine_fakes import MemoryModel
+from engine_fakes import MemoryModel, run
 from torch import nn
 
 from assembler.blocks.context import CacheSpec
@@ -15,6 +15,7 @@ from assembler.engine.kv_cache import (
     pages_in_budget,
 )
 from assembler.engine.options import EngineOptions
+from assembler.engine.sampling_params import SamplingParams
 from assembler.errors import OptionError
 
 SPECS = [CacheSpec(num_kv_heads=2, head_dim=8), CacheSpec(num_kv_heads=1, head_dim=16)]
@@ -92,18 +93,44 @@ def build(model_length=None, **options):
     )
 
 
-def test_engine_takes_its_length_from_the_options_or_the_model():
-    assert build(model_length=100).max_model_len == 100
-    assert build(model_length=100, max_model_len=60).max_model_len == 60
-    with pytest.raises(OptionError, match="max_model_len=101 is more than the 100 tokens"):
-        build(model_length=100, max_model_len=101)
-
-
-def test_the_cache_is_no_larger_than_the_sequences_can_use():
-    engine = build(model_length=100, max_num_seqs=3, page_size=16)
-    assert engine.scheduler.page_pool.num_pages == 3 * 7
+def num_pages(**options):
+    """Pages of a cache for 3 sequences of 100 tokens, which take 7 pages each."""
+    engine = build(model_length=100, max_num_seqs=3, page_size=16, **options)
     keys, _ = engine.model_runner.kv_caches[0]
-    assert keys.shape[0] == 3 * 7
+    assert keys.shape[0] == engine.scheduler.page_pool.num_pages
+    return keys.shape[0]
+
+
+PAGE = 16 * 3 * 2 * 4  # bytes of 16 tokens: 3 numbers, keys and values, float32
+
+
+def test_without_prefix_caching_the_cache_is_no_larger_than_the_sequences_can_use():
+    assert num_pages(enable_prefix_caching=False) == 3 * 7
+    assert num_pages(enable_prefix_caching=False, kv_cache_memory_bytes=500 * PAGE) == 3 * 7
+
+
+def test_memory_that_is_allotted_holds_known_beginnings(monkeypatch):
+    assert num_pages() == 2 * 3 * 7  # by default a small model takes little
+    assert num_pages(kv_cache_memory_bytes=500 * PAGE) == 500
+    monkeypatch.setattr("assembler.engine.kv_cache.host_memory", lambda: 1000 * PAGE)
+    monkeypatch.setattr("assembler.engine.kv_cache.resident_bytes", lambda: 100 * PAGE)
+    assert num_pages(gpu_memory_utilization=0.9) == 800
+    assert num_pages(gpu_memory_utilization=0.9, enable_prefix_caching=False) == 3 * 7
+    monkeypatch.setattr("assembler.engine.kv_cache.host_memory", lambda: 100 * PAGE)
+    assert num_pages() == 25  # a quarter
+
+
+def test_an_allotted_cache_finds_prompts_of_long_ago():
+    def tokens_found(**options):
+        engine = build(model_length=100, max_num_seqs=1, page_size=16, **options)
+        for number, first in enumerate((1, 2, 3, 4, 5, 1)):
+            params = SamplingParams(temperature=0, max_tokens=1)
+            engine.add_request(str(number), [first] + [9] * 89, params)
+            (output,) = run(engine).values()
+        return output.metrics.num_cached_tokens
+
+    assert tokens_found(kv_cache_memory_bytes=60 * PAGE) == 80
+    assert tokens_found(kv_cache_memory_bytes=7 * PAGE) == 0
 
 
 def test_the_cache_keeps_to_its_budget():
@@ -111,24 +138,6 @@ def test_the_cache_keeps_to_its_budget():
     (caches,) = engine.model_runner.kv_caches
     assert sum(t.nbytes for t in caches) <= 5000
     assert engine.scheduler.page_pool.num_pages == 5000 // (16 * 3 * 2 * 4)
-
-
-def test_fewer_tokens_than_sequences_in_a_step_are_refused():
-    with pytest.raises(OptionError, match="max_num_batched_tokens=8 must be at least max_num_seqs"):
-        build(model_length=100, max_num_batched_tokens=8, max_num_seqs=9)
-
-
-def test_a_step_holds_a_whole_sequence_where_prompts_are_not_cut():
-    def tokens_of_a_step(**options):
-        return build(model_length=5000, **options).scheduler.max_num_batched_tokens
-
-    assert tokens_of_a_step() == 2048
-    assert tokens_of_a_step(max_num_seqs=3000) == 3000
-    assert tokens_of_a_step(enable_chunked_prefill=False) == 5000
-    assert tokens_of_a_step(enable_chunked_prefill=False, max_model_len=100) == 2048
-    assert tokens_of_a_step(max_num_batched_tokens=300) == 300
-    with pytest.raises(OptionError, match="max_num_batched_tokens=300 is less than max_model_len"):
-        tokens_of_a_step(enable_chunked_prefill=False, max_num_batched_tokens=300)
 
 
 def test_prefix_caching_is_an_option():

@@ -1,4 +1,5 @@
 import pytest
+from engine_fakes import MemoryModel, make_engine, run
 
 from assembler.engine.page_pool import PagePool
 from assembler.engine.sampling_params import SamplingParams
@@ -57,3 +58,26 @@ def test_integrity_finds_leaks_sharing_and_missing_pages():
     pool.free(pages[:1])
     with pytest.raises(AssertionError, match="owned and free"):
         pool.check_integrity([sequence_with(pages, 8)])
+
+
+def test_without_prefix_caching_a_page_that_was_used_is_used_again():
+    """The newest first: it is in the processor's caches, and pages never touched take no memory."""
+    pool = PagePool(100, page_size=4)
+    first = pool.allocate(3)
+    pool.free(first)
+    assert pool.allocate(2) == first[:2]
+    pool.free(first[:2])
+    assert pool.allocate(3) == first
+
+
+@pytest.mark.parametrize("prefix_caching", [False, True])
+def test_an_engine_touches_no_more_pages_than_it_needs(prefix_caching):
+    engine = make_engine(MemoryModel(), num_pages=100, prefix_caching=prefix_caching)
+    touched = set()
+    for number in range(10):
+        params = SamplingParams(temperature=0, max_tokens=1)
+        engine.add_request(str(number), [number + 1] * 12, params)
+        run(engine)
+        (keys, _), *_ = engine.model_runner.kv_caches
+        touched |= set(keys.flatten(1).isfinite().any(dim=1).nonzero().flatten().tolist())
+    assert len(touched) == (30 if prefix_caching else 3)  # known ones are kept for who comes again
