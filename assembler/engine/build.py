@@ -77,6 +77,7 @@ def build_engine(
         max_model_len=max_model_len(options, model_length),
         prefix_caching=options.enable_prefix_caching,
         length_border=length_border(model),
+        max_logprobs=options.max_logprobs,
     )
 
 
