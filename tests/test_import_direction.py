@@ -14,14 +14,15 @@ ROOT = Path(__file__).resolve().parent.parent
 # What the modules of an area may import of this project besides the area itself.
 ALLOWED = {
     "assembler.errors": set(),
+    "assembler.huge_pages": set(),
     "assembler.interrupts": set(),
     "assembler.kernels": {"errors"},
     "assembler.blocks": {"errors", "kernels"},
-    "assembler.weights": {"errors", "blocks"},
+    "assembler.weights": {"errors", "huge_pages", "blocks"},
     "assembler.model": {"errors", "blocks", "weights"},
     "assembler.tokenizer": {"errors"},
     "assembler.distributed": {"errors", "interrupts", "blocks"},
-    "assembler.engine": {"errors", "interrupts", "blocks", "kernels", "tokenizer"},
+    "assembler.engine": {"errors", "huge_pages", "interrupts", "blocks", "kernels", "tokenizer"},
 }
 # Finer than areas: which modules of an area another one may use.
 ALLOWED_MODULES = {

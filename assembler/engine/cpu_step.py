@@ -21,6 +21,7 @@ from assembler.blocks.context import ForwardContext
 from assembler.engine.kv_cache import KVCache
 from assembler.engine.lowering import NotLowered, Program, lower
 from assembler.engine.lowering.program import Tokens, TorchCall, Value
+from assembler.huge_pages import HugePages
 from assembler.kernels.cpu_library import has_matrix_unit
 from assembler.kernels.cpu_program import (
     LOGITS,
@@ -47,7 +48,8 @@ class CPUStep:
         self.program = program
         self._instructions = (Instruction * len(program.instructions))(*program.instructions)
         with torch.inference_mode(False):
-            self._workspace = torch.empty(program.size, dtype=program.dtype)
+            memory = HugePages(program.size * program.dtype.itemsize)
+            self._workspace = memory.empty((program.size,), program.dtype)
             self._logits = torch.empty(0, program.vocab_size, dtype=program.dtype)
             self._every_row = torch.arange(program.max_rows)
             self._rows = torch.arange(program.max_rows, dtype=torch.int32)

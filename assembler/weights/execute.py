@@ -13,13 +13,14 @@ use of them raises.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from assembler.errors import CheckpointError
+from assembler.huge_pages import HugePages
 from assembler.weights.copy_jobs import slice_of
 from assembler.weights.file_reader import FileReader
 from assembler.weights.index import CheckpointIndex
@@ -60,6 +61,7 @@ def materialize(
     dtypes = parameter_dtypes(model, dtype, own_dtypes)
     given = given or {}
     made: dict[int, nn.Parameter] = {}
+    allocate = _allocator(model, torch.device(device), dtypes, given)
     for path, module in model.named_modules():
         for leaf, old in module._parameters.items():
             if old is None:
@@ -69,7 +71,7 @@ def materialize(
                 try:
                     memory = given.get(name)
                     if memory is None:
-                        memory = torch.empty(old.shape, dtype=dtypes[name], device=device)
+                        memory = allocate(old.shape, dtypes[name])
                 except (RuntimeError, MemoryError) as error:
                     _unload(model)
                     size = old.numel() * dtypes[name].itemsize
@@ -79,6 +81,20 @@ def materialize(
                     ) from error
                 made[id(old)] = nn.Parameter(memory, requires_grad=old.requires_grad)
             module._parameters[leaf] = made[id(old)]
+
+
+def _allocator(
+    model: nn.Module,
+    device: torch.device,
+    dtypes: Mapping[str, torch.dtype],
+    given: Mapping[str, torch.Tensor],
+) -> Callable[[Sequence[int], torch.dtype], torch.Tensor]:
+    """What gives memory of a shape and type on `device`, to all parameters but the `given` ones."""
+    if device.type != "cpu":
+        return lambda shape, dtype: torch.empty(shape, dtype=dtype, device=device)
+    named = model.named_parameters()
+    total = sum(p.numel() * dtypes[name].itemsize for name, p in named if name not in given)
+    return HugePages(total).empty
 
 
 def _unload(model: nn.Module) -> None:
