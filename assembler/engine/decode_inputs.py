@@ -1,15 +1,17 @@
 """The inputs of decode steps in tensors that stay where they are, as CUDA graphs need them.
 
-Shapes: S sequences of a step, N rows of the graph that runs it, W pages of the longest sequence.
+Shapes: S sequences of a step, N rows of the graph that runs it.
 """
 
 from __future__ import annotations
 
-from itertools import zip_longest
 from typing import Any
 
+import numpy as np
 import torch
 
+from assembler.engine.host_copies import host_tensor
+from assembler.engine.page_table import PageTable
 from assembler.engine.step_inputs import StepInputs
 from assembler.kernels.paged_batch import PagedBatch
 
@@ -27,15 +29,15 @@ class DecodeInputs:
         """Padding throughout: `of` can run before the first `fill`."""
         self.width = -(-max_model_len // page_size)
         self.max_context_len = max_model_len
-        self._pinned = device.type == "cuda"
+        self._device = device
         with torch.inference_mode(False):
             # Input ids, positions, sequence lengths and slots, each [N], one after the other.
             self._numbers = torch.zeros(4 * max_batch, dtype=torch.int64, device=device)
             self._context_lens = torch.ones(max_batch, dtype=torch.int32, device=device)
             self._page_table = torch.zeros(max_batch, self.width, dtype=torch.int32, device=device)
             self._cu_seqlens_q = torch.arange(max_batch + 1, dtype=torch.int32, device=device)
-            self._host_pages = torch.zeros(max_batch, self.width, dtype=torch.int32)
-        self._sent: list[list[int]] = []  # the rows of the page table that the device has
+        self._pages = PageTable()
+        self._has_pages = False  # whether the device has what `_pages` has
 
     def holds(self, step: StepInputs) -> bool:
         """Whether no context of the step is longer than those that there should be."""
@@ -66,30 +68,14 @@ class DecodeInputs:
         ):
             numbers += values
             numbers += [filler] * padding
-        self._send(torch.tensor(numbers), self._numbers[: len(numbers)])
-        lengths = torch.tensor(step.context_lens + [1] * padding, dtype=torch.int32)
-        self._send(lengths, self._context_lens[:size])
-        if step.page_table != self._sent:
-            self._send_pages(step.page_table)
+        self._send(numbers, self._numbers[: len(numbers)])
+        self._send(step.context_lens + [1] * padding, self._context_lens[:size])
+        self._has_pages &= not self._pages.update(step.page_lists)
+        if not self._has_pages:
+            rows = self._pages.rows()
+            self._send(rows, self._page_table[: len(rows), : rows.shape[1]])
+            self._has_pages = True
 
-    def _send_pages(self, rows: list[list[int]]) -> None:
-        """Bring the page table up to date; what lies beyond `rows` is not read.
-
-        Few rows change from one step to the next, and turning lists into tensors is what costs.
-        """
-        changed = [
-            number
-            for number, (row, known) in enumerate(zip_longest(rows, self._sent))
-            if number < len(rows) and row != known
-        ]
-        self._sent = []  # nothing is known should this fail
-        if changed:
-            width = len(rows[0])
-            block = self._host_pages[: len(rows), :width]
-            block[changed] = torch.tensor([rows[number] for number in changed], dtype=torch.int32)
-            self._send(block.contiguous(), self._page_table[: len(rows), :width])
-        self._sent = rows
-
-    def _send(self, values: torch.Tensor, target: torch.Tensor) -> None:
-        """Copy to the device. Pinned memory is not used again before the copy has been made."""
-        target.copy_(values.pin_memory() if self._pinned else values, non_blocking=True)
+    def _send(self, values: list[int] | np.ndarray, target: torch.Tensor) -> None:
+        """Copy to the device."""
+        target.copy_(host_tensor(values, target.dtype, self._device), non_blocking=True)

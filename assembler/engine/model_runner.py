@@ -8,6 +8,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -16,6 +17,7 @@ from assembler.engine.cpu_step import cpu_step
 from assembler.engine.cuda_graphs import DecodeGraphs, GraphSettings, record_decodes
 from assembler.engine.host_copies import to_device
 from assembler.engine.kv_cache import KVCache, allocate_kv_caches, cache_specs
+from assembler.engine.page_table import PageTable
 from assembler.engine.peers import Peers
 from assembler.engine.sampler import Sampler
 from assembler.engine.scheduled_batch import ScheduledBatch
@@ -64,6 +66,7 @@ class ModelRunner:
         self.device = torch.device(device)
         self.sampler = sampler or Sampler()
         self.peers = peers
+        self._page_table = PageTable()
         self.kv_caches: list[KVCache] = allocate_kv_caches(
             cache_specs(model), num_pages, page_size, self.device, dtype
         )
@@ -103,9 +106,10 @@ class ModelRunner:
 
     def model_inputs(self, inputs: StepInputs) -> tuple[torch.Tensor, ForwardContext]:
         """`inputs` as tensors on the device: the token ids [T] and what goes with them."""
+        self._page_table.update(inputs.page_lists)
         paged = PagedBatch(
             slot_mapping=self._tensor(inputs.slot_mapping, torch.int64),
-            page_table=self._tensor(inputs.page_table, torch.int32),
+            page_table=self._tensor(self._page_table.rows(), torch.int32),
             cu_seqlens_q=self._tensor(inputs.cu_seqlens_q, torch.int32),
             context_lens=self._tensor(inputs.context_lens, torch.int32),
             max_seqlen_q=inputs.max_seqlen_q,
@@ -138,7 +142,7 @@ class ModelRunner:
             row = end + item.samples
         return logits[sampled]
 
-    def _tensor(self, values: list, dtype: torch.dtype) -> torch.Tensor:
+    def _tensor(self, values: list | np.ndarray, dtype: torch.dtype) -> torch.Tensor:
         return to_device(values, dtype, self.device)
 
 

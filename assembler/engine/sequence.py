@@ -58,7 +58,7 @@ class Sequence:
         self.params = params
         self.token_ids = list(prompt_token_ids)
         self.num_prompt_tokens = len(prompt_token_ids)
-        self.pages: list[int] = []  # filled by the scheduler
+        self.pages: list[int] = []  # filled by the scheduler; it grows, or is another list
         self.num_computed_tokens = 0  # advanced by the scheduler
         self.num_cached_tokens: int | None = None  # found in the cache when it was first started
         self.num_reused_tokens = 0  # found there when it was started last

@@ -146,7 +146,7 @@ def test_padding_stores_nothing_and_its_poison_reaches_no_token(model):
             assert set(written.tolist()) <= used
 
 
-def decodes(page_lists, context_lens, width):
+def decodes(page_lists, context_lens):
     count = len(context_lens)
     return StepInputs(
         input_ids=list(range(count)),
@@ -155,7 +155,7 @@ def decodes(page_lists, context_lens, width):
         slot_mapping=[7 + number for number in range(count)],
         cu_seqlens_q=list(range(count + 1)),
         context_lens=list(context_lens),
-        page_table=[pages + [0] * (width - len(pages)) for pages in page_lists],
+        page_lists=page_lists,
         logit_rows=None,
         max_seqlen_q=1,
     )
@@ -171,8 +171,7 @@ def test_inputs_of_one_size_leave_nothing_of_another():
         lengths = [rng.randint(1, 40) for _ in range(count)]
         if step is None or rng.random() < 0.7:
             pages = [[rng.randrange(99) for _ in range(-(-n // 4))] for n in lengths]
-            width = max(map(len, pages))
-            step = decodes(pages, lengths, width)
+            step = decodes(pages, lengths)
         count, size = len(step.input_ids), max(size, len(step.input_ids))
         inputs.fill(step, size)
         input_ids, fields = inputs.of(size)
@@ -183,15 +182,16 @@ def test_inputs_of_one_size_leave_nothing_of_another():
         assert paged.slot_mapping.tolist() == step.slot_mapping + [-1] * padding
         assert paged.context_lens.tolist() == step.context_lens + [1] * padding
         assert paged.cu_seqlens_q.tolist() == list(range(size + 1))
-        width = len(step.page_table[0])
-        assert paged.page_table[:count, :width].tolist() == step.page_table
+        width = max(map(len, step.page_lists))
+        padded = [pages + [0] * (width - len(pages)) for pages in step.page_lists]
+        assert paged.page_table[:count, :width].tolist() == padded
         assert paged.is_decode and paged.max_context_len == 40
 
 
 def test_a_context_longer_than_the_graphs_were_made_for_is_not_taken(model):
     graphs = engine_with(model, RunAgain()).model_runner.graphs
-    assert graphs.takes(decodes([[1]], [MAX_LEN], 30))
-    assert not graphs.takes(decodes([[1]], [MAX_LEN + 1], 30))
+    assert graphs.takes(decodes([[1]], [MAX_LEN]))
+    assert not graphs.takes(decodes([[1]], [MAX_LEN + 1]))
 
 
 def test_the_ladder():

@@ -23,7 +23,7 @@ from assembler.engine.decode_inputs import DecodeInputs
 from assembler.engine.kv_cache import allocate_kv_caches, cache_specs
 from assembler.engine.model_runner import ModelRunner
 from assembler.engine.step_inputs import StepInputs, slots
-from assembler.kernels import fused, grouped_mlp
+from assembler.kernels import fused
 from assembler.kernels.dispatch import attention_backend
 from assembler.loading import load_model
 
@@ -43,7 +43,7 @@ def step(texts: torch.Tensor, places: list[tuple[int, int, int]]) -> StepInputs:
         slot_mapping=[s for t, a, b in places for s in slots(PAGES[t], a, b, PAGE_SIZE)],
         cu_seqlens_q=torch.tensor([0, *(b - a for _, a, b in places)]).cumsum(0).tolist(),
         context_lens=lengths,
-        page_table=[PAGES[text] for text, _, _ in places],
+        page_lists=[PAGES[text] for text, _, _ in places],
         logit_rows=None,
         max_seqlen_q=max(len(span) for _, span in spans),
     )
@@ -51,12 +51,8 @@ def step(texts: torch.Tensor, places: list[tuple[int, int, int]]) -> StepInputs:
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fused kernels, and experts in Triton."""
-    monkeypatch.setattr(fused, "CHOICE", "always")
-    choose = grouped_mlp.kernel_for
-    monkeypatch.setattr(
-        grouped_mlp, "kernel_for", lambda device, *about: choose(torch.device("cuda"), *about)
-    )
+    """Fused kernels, those of routers and experts too."""
+    monkeypatch.setattr(fused, "fused_choice", lambda: "always")
 
 
 def decode(model: torch.nn.Module, backend: str) -> torch.Tensor:

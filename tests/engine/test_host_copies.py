@@ -18,17 +18,16 @@ def test_numbers_and_rows_on_a_cpu():
 
 def test_a_gpu_gets_them_from_pinned_memory_without_waiting(monkeypatch):
     asked = []
-    make = torch.tensor
 
-    def tensor(values, *, dtype, pin_memory):
-        asked.append(("pinned", pin_memory))
-        return make(values, dtype=dtype)
+    def pin_memory(self):
+        asked.append("pinned")
+        return self
 
     def to(self, device, *, non_blocking):
         asked.append((device.type, non_blocking))
         return self
 
-    monkeypatch.setattr(torch, "tensor", tensor)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
     monkeypatch.setattr(torch.Tensor, "to", to)
     to_device([1, 2], torch.int64, torch.device("cuda", 0))
-    assert asked == [("pinned", True), ("cuda", True)]
+    assert asked == ["pinned", ("cuda", True)]
