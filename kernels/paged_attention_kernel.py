@@ -31,10 +31,15 @@ class Attention(NamedTuple):
     OPERAND: tl.dtype  # what is multiplied
 
 
-@triton.jit
+# What changes from step to step is not specialised: each new value would have to be compiled for.
+@triton.jit(
+    do_not_specialize=["num_sequences", "page_table_stride"],
+    do_not_specialize_on_alignment=["page_table_ptr", "cu_seqlens_q_ptr", "context_lens_ptr"],
+)
 def paged_attention_kernel(
-    out_ptr,  # [T, H, SPLITS, Dv]; float32 when SPLITS > 1
-    lse_ptr,  # [T, H, SPLITS] float32, log2 of the sum of exp; written when SPLITS > 1
+    # [T, H, Dv]; when SPLIT [T, H, splits, Dv] float32, or [S, H, splits, Dv] when DECODE
+    out_ptr,
+    lse_ptr,  # the same without Dv: log2 of the sum of exp, float32; written when SPLIT
     q_ptr,  # [T, H, D]
     k_cache_ptr,  # [P, PAGE_SIZE, K, D]; of 8 bits: e4m3, or its bits as uint8
     v_cache_ptr,  # [P, PAGE_SIZE, K, Dv]; not read when LATENT
@@ -52,11 +57,14 @@ def paged_attention_kernel(
     page_table_stride,
     what: tl.constexpr,
     tiles: tl.constexpr,
-    DECODE: tl.constexpr,  # a program a sequence; else one for each block of a sequence's queries
-    MIXED: tl.constexpr,  # sequences of one query are decoded, and only those
-    SPLITS: tl.constexpr,
+    DECODE: tl.constexpr,  # sequences of one query, a program each; else of several, one for each
+    # block of their queries
+    SPLIT: tl.constexpr,
 ):
-    """One program: BLOCK_Q query tokens of a sequence, HEADS heads of a key/value head, a split."""
+    """One program: BLOCK_Q query tokens of a sequence, HEADS heads of a key/value head, a split.
+
+    Programs are (sequences or blocks of queries, parts of the heads, splits).
+    """
     if DECODE:
         sequence, first_query = tl.program_id(0), 0
     else:  # the programs with the most keys, those of the last queries, start first
@@ -64,23 +72,35 @@ def paged_attention_kernel(
         sequence, first_query = find_sequence(cu_seqlens_q_ptr, block, num_sequences, tiles.BLOCK_Q)
     query_start = tl.load(cu_seqlens_q_ptr + sequence)
     query_len = tl.load(cu_seqlens_q_ptr + sequence + 1) - query_start
-    if first_query >= query_len:
-        return
-    if MIXED and (query_len == 1) != DECODE:
+    if (first_query >= query_len) | ((query_len == 1) != DECODE):
         return
     HEAD_BLOCKS: tl.constexpr = (what.GROUP + tiles.HEADS - 1) // tiles.HEADS
-    split = tl.program_id(1) % SPLITS
-    group_head = tl.program_id(1) // SPLITS % HEAD_BLOCKS * tiles.HEADS
-    kv_head = tl.program_id(1) // (SPLITS * HEAD_BLOCKS)
+    group_head = tl.program_id(1) % HEAD_BLOCKS * tiles.HEADS
+    kv_head = tl.program_id(1) // HEAD_BLOCKS
+    split, splits = tl.program_id(2), tl.num_programs(2)
+    first_token = (query_start + first_query).to(tl.int64)
+    first_head = kv_head * what.GROUP + group_head
+    # What is far from the rows is added up first, in 64 bits: one number for all of them.
+    NUM_HEADS: tl.constexpr = what.NUM_KV_HEADS * what.GROUP
+    first_line = first_token * NUM_HEADS + first_head
+    if SPLIT:
+        if DECODE:  # numbered by sequence: those of several queries have no lines
+            first_line = sequence.to(tl.int64) * NUM_HEADS + first_head
+        first_line = first_line * splits + split
 
     rows = tl.arange(0, tiles.BLOCK_M)
     row_query, row_head, live = _row_places(rows, query_len - first_query, group_head, what, tiles)
-    # What is far from the rows is added up first, in 64 bits: one number for all of them.
-    first_token = (query_start + first_query).to(tl.int64)
-    first_head = kv_head * what.GROUP + group_head
     context_len = tl.load(context_lens_ptr + sequence)
     first = context_len - query_len + first_query
     position = first + row_query
+    last = tl.minimum(first + tiles.BLOCK_Q, context_len) - 1
+    oldest = oldest_key(first, what.WINDOW, what.CHUNK)
+    begin, end = key_tiles(oldest, last, split, splits, tiles.TILE, SPLIT, tiles.LEAST)
+    if SPLIT and (begin >= end) & (split > 0):  # the first has the sinks, and always writes
+        lines = (row_query * NUM_HEADS + row_head) * splits
+        nothing = tl.full([tiles.BLOCK_M], float("-inf"), tl.float32)
+        tl.store(lse_ptr + first_line + lines, nothing, mask=live)
+        return
     q_ptr += first_token * q_token_stride + first_head * q_head_stride
     q_lines = q_ptr + (row_query * q_token_stride + row_head * q_head_stride)[:, None]
     q, q_rest = _load_queries(q_lines, live[:, None], what, tiles)
@@ -88,9 +108,6 @@ def paged_attention_kernel(
     if what.ALIBI:
         slopes = tl.load(slopes_ptr + first_head + row_head, mask=live, other=0.0).to(tl.float32)
 
-    last = tl.minimum(first + tiles.BLOCK_Q, context_len) - 1
-    oldest = oldest_key(first, what.WINDOW, what.CHUNK)
-    begin, end = key_tiles(oldest, last, split, tiles.TILE, SPLITS, tiles.LEAST)
     k_ptr = k_cache_ptr + kv_head * what.HEAD_DIM
     v_ptr = v_cache_ptr + kv_head * what.HEAD_DIM_V
     pages_ptr = page_table_ptr + sequence * page_table_stride
@@ -120,13 +137,13 @@ def paged_attention_kernel(
         )  # fmt: skip
 
     _, acc, acc_rest, peak, total = state
-    factor = (v_scale / tl.where(total == 0.0, 1.0, total))[:, None]  # a split may read nothing
-    NUM_HEADS: tl.constexpr = what.NUM_KV_HEADS * what.GROUP
-    first_line = (first_token * NUM_HEADS + first_head) * SPLITS + split
+    factor = (v_scale / tl.where(total == 0.0, 1.0, total))[:, None]  # there may be no keys
     # Worked out anew: rows, and what is live, would else be kept in registers through the loops.
     rows = tl.arange(0, tiles.BLOCK_M) + tl.minimum(end, 0)  # 0, which the compiler does not know
     row_query, row_head, live = _row_places(rows, query_len - first_query, group_head, what, tiles)
-    lines = (row_query * NUM_HEADS + row_head) * SPLITS
+    lines = row_query * NUM_HEADS + row_head
+    if SPLIT:
+        lines *= splits
     out_lines = out_ptr + first_line * what.HEAD_DIM_V + (lines * what.HEAD_DIM_V)[:, None]
     dims = tl.arange(0, tiles.BLOCK_DV)[None, :]
     tl.store(out_lines + dims, acc * factor, mask=live[:, None] & (dims < tiles.MAIN_DV))
@@ -134,7 +151,7 @@ def paged_attention_kernel(
         dims = tiles.MAIN_DV + tl.arange(0, tiles.REST_DV)[None, :]
         mask = live[:, None] & (dims < what.HEAD_DIM_V)
         tl.store(out_lines + dims, acc_rest * factor, mask=mask)
-    if SPLITS > 1:
+    if SPLIT:
         lse = peak + tl.log2(tl.where(total == 0.0, 1.0, total))
         tl.store(lse_ptr + first_line + lines, lse, mask=live)
 

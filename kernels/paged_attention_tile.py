@@ -32,15 +32,17 @@ def oldest_key(positions, WINDOW: tl.constexpr, CHUNK: tl.constexpr):
 
 
 @triton.jit
-def key_tiles(oldest, last, split, TILE: tl.constexpr, SPLITS: tl.constexpr, LEAST: tl.constexpr):
+def key_tiles(
+    oldest, last, split, splits, TILE: tl.constexpr, SPLIT: tl.constexpr, LEAST: tl.constexpr
+):
     """The tiles [begin, end) that `split` reads of the keys oldest..last: LEAST or more of them.
 
     A short context thus leaves later splits without any, however many the launch has.
     """
     begin = oldest // TILE
     end = tl.cdiv(last + 1, TILE)
-    if SPLITS > 1:
-        tiles_per_split = tl.maximum(tl.cdiv(end - begin, SPLITS), LEAST)
+    if SPLIT:
+        tiles_per_split = tl.maximum(tl.cdiv(end - begin, splits), LEAST)
         begin += split * tiles_per_split
         end = tl.minimum(begin + tiles_per_split, end)
     return begin, end

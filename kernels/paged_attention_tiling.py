@@ -6,11 +6,11 @@ Plain arithmetic without Triton or a device, so that it can be tested, and tuned
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 from assembler.kernels.gpu import GPU
 
-MAX_SPLITS = 64
 MIN_KEYS_PER_SPLIT = 256
 
 
@@ -40,6 +40,11 @@ class Tiling:
     tiles: Tiles
     num_warps: int
     num_stages: int
+    side_by_side: int  # programs that a processor has the shared memory for
+
+    def slots(self, gpu: GPU) -> int:
+        """Programs that the whole device runs side by side."""
+        return self.side_by_side * gpu.processors
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class Heads:
     cache_itemsize: int = 2  # of keys and values
 
 
+@cache
 def choose_tiling(heads: Heads, gpu: GPU, decode: bool) -> Tiling:
     """Tiles for steps of one query token a sequence (`decode`) or of several.
 
@@ -76,7 +82,9 @@ def choose_tiling(heads: Heads, gpu: GPU, decode: bool) -> Tiling:
     tile = _keys_a_tile(heads, gpu, rows, widest)
     warps = _warps(heads, gpu, rows, widest)
     per_stage = tile * (width + (0 if heads.latent else width_v)) * heads.cache_itemsize
-    stages = _stages(gpu, per_stage, rows * width * heads.itemsize, decode, rows)
+    side_by_side = 2 if rows <= 16 else 1
+    query = rows * width * heads.itemsize
+    stages = _stages(gpu, per_stage, query, decode, rows, side_by_side)
     tiles = Tiles(
         HEADS=per_program,
         BLOCK_Q=1 if decode else max(1, rows // per_program),
@@ -90,7 +98,7 @@ def choose_tiling(heads: Heads, gpu: GPU, decode: bool) -> Tiling:
         REST_DV=rest_dv,
         LEAST=MIN_KEYS_PER_SPLIT // tile,
     )
-    return Tiling(tiles, warps, stages)
+    return Tiling(tiles, warps, stages, side_by_side)
 
 
 def split_width(width: int) -> tuple[int, int, int]:
@@ -139,28 +147,19 @@ def _warps(heads: Heads, gpu: GPU, rows: int, width: int) -> int:
     return 8 if rows >= 128 or (rows >= 32 and width > 128) else 4
 
 
-def _stages(gpu: GPU, per_stage: int, query: int, decode: bool, rows: int) -> int:
+def _stages(
+    gpu: GPU, per_stage: int, query: int, decode: bool, rows: int, side_by_side: int
+) -> int:
     """How many tiles are on their way at a time, the one at work included."""
     if gpu.amd:
         return 1 if per_stage >= gpu.shared_memory else 2
-    programs = 2 if rows <= 16 else 1  # that a processor runs side by side
-    room = gpu.shared_memory // programs - 8192 - query
+    room = gpu.shared_memory // side_by_side - 8192 - query
     # Whole operands stay in shared memory until they are multiplied; small tiles are copied to
     # registers before the next one comes, which takes the place of one.
     buffers = room // per_stage + (rows < gpu.wide_matrix_rows or not gpu.wide_matrix_rows)
     # Blackwell's ptxas spills at four; three programs side by side then read ahead as far as two.
     most = 4 if decode and not gpu.accumulates_aside else 3
     return max(1, min(most, buffers))
-
-
-def choose_splits(programs: int, max_keys: int, num_processors: int) -> int:
-    """Into how many parts (a power of two) a step cuts each context.
-
-    As many as give each of the device's `num_processors` two programs (there are `programs` of them
-    without splitting), as long as each part has enough of the `max_keys` keys to be worth merging.
-    """
-    wanted = min(2 * num_processors // programs, max_keys // MIN_KEYS_PER_SPLIT, MAX_SPLITS)
-    return 1 << (max(wanted, 1).bit_length() - 1)
 
 
 def _power_of_2(n: int) -> int:

@@ -1,4 +1,4 @@
-"""How paged attention is cut: tiles that hold the work, fit the GPU, and splits that fill it."""
+"""How paged attention is cut: tiles that hold the work and fit the GPU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from assembler.kernels.gpu import GPUS
 from assembler.kernels.paged_attention_tiling import (
     MIN_KEYS_PER_SPLIT,
     Heads,
-    choose_splits,
     choose_tiling,
     split_width,
 )
@@ -82,18 +81,3 @@ def test_decode_reads_ahead_and_8_bits_read_further():
     full = choose_tiling(Heads(8, 128, 128), GPUS["sm_80"], decode=True)
     eight = choose_tiling(Heads(8, 128, 128, cache_itemsize=1), GPUS["sm_80"], decode=True)
     assert 3 <= full.num_stages < eight.num_stages
-
-
-@pytest.mark.parametrize(
-    ("programs", "max_keys", "splits"),
-    [
-        (8, 100_000, 32),  # one sequence: the device is filled
-        (1, 1_000_000, 64),
-        (8, 2000, 4),  # ... but no split gets less than 256 keys
-        (8, 100, 1),
-        (64, 100_000, 4),
-        (300, 100_000, 1),  # sequences enough
-    ],
-)
-def test_contexts_are_split_to_fill_the_device(programs, max_keys, splits):
-    assert choose_splits(programs, max_keys, num_processors=132) == splits
