@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "LLM": "assembler.llm",
     "AsyncLLM": "assembler.async_llm",
+    "LLMEngine": "assembler.engine.llm_engine",
     "SamplingParams": "assembler.engine.sampling_params",
     "RequestOutput": "assembler.engine.outputs",
     "diff_architectures": "assembler.diff",
@@ -37,6 +38,7 @@ __all__ = [
     "LLM",
     "AssemblerError",
     "AsyncLLM",
+    "LLMEngine",
     "RequestOutput",
     "SamplingParams",
     "__version__",
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from assembler.async_llm import AsyncLLM
     from assembler.diff import diff_architectures
     from assembler.drafting.drafting import draft_architecture
+    from assembler.engine.llm_engine import LLMEngine
     from assembler.engine.outputs import RequestOutput
     from assembler.engine.sampling_params import SamplingParams
     from assembler.errors import AssemblerError

@@ -11,6 +11,7 @@ are cumulative, so a slow reader finds the newest one and nothing piles up.
 from __future__ import annotations
 
 import asyncio
+import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -21,7 +22,8 @@ from assembler.engine.outputs import RequestOutput
 from assembler.engine.sampling_params import SamplingParams
 from assembler.engine.stats import EngineStats
 from assembler.llm import LLM
-from assembler.llm_inputs import Message, Prompt, params_for
+from assembler.llm_chat import chat_prompts
+from assembler.llm_inputs import Message, Prompt, as_prompt, params_for
 from assembler.tokenizer import Tokenizer
 
 __all__ = ["AsyncLLM", "EngineDeadError"]
@@ -30,9 +32,9 @@ __all__ = ["AsyncLLM", "EngineDeadError"]
 class AsyncLLM:
     """A loaded model for asyncio: usable from any number of tasks, also of several event loops.
 
-    A task that is cancelled ends its own request. A request that fails
-    does so alone. Should the engine itself fail, every open call and every later one raises
-    `EngineDeadError`, whose cause is the error.
+    A task that is cancelled ends its own request. A request that fails does so alone, and a step
+    that fails ends the requests it was to run. Should three steps in a row fail, or a rank be lost,
+    every open call and every later one raises `EngineDeadError`, whose cause is the error.
     """
 
     def __init__(
@@ -48,7 +50,11 @@ class AsyncLLM:
         `await asyncio.to_thread(AsyncLLM, model, ...)`.
         """
         self._llm = LLM(model, progress=progress, **options)
+        self.max_model_len: int = self._llm.engine.max_model_len  # of prompt and output together
+        self.stats: EngineStats = self._llm.engine.stats  # the numbers go on changing
         self._thread = EngineThread(self._llm.engine)
+        # Ids of requests whose prompts are being encoded, and whether to abort them then.
+        self._to_be_aborted: dict[str, bool] = {}
         # At the end of the program too, while threads still run.
         self._end = weakref.finalize(self, _close, self._thread, self._llm)
 
@@ -58,53 +64,68 @@ class AsyncLLM:
         return self._llm.tokenizer
 
     @property
-    def max_model_len(self) -> int:
-        """Tokens of prompt and output together, at most."""
-        return self._llm.engine.max_model_len
-
-    @property
-    def stats(self) -> EngineStats:
-        """What the engine has done so far; the numbers go on changing."""
-        return self._llm.engine.stats
-
-    @property
     def is_alive(self) -> bool:
         """Whether requests can be served: neither closed nor failed."""
         return self._thread.is_alive
 
     async def generate(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        request_id: str | None = None,
     ) -> RequestOutput:
-        """Generate for one prompt (text or token ids); returns when it has finished.
+        """Generate for one prompt (as of `LLM.generate`); returns when it has finished.
 
         What goes wrong while it runs ends it with `finish_reason` "abort" and `output.error`.
+
+        Args:
+            request_id: a name for `abort`; None: one is made up.
 
         Raises:
             RequestError: the request cannot be served.
             EngineDeadError: the engine has failed or was closed.
         """
-        outputs = [output async for output in self._outputs(prompt, sampling_params, stream=False)]
-        return outputs[-1]
+        outputs = self._outputs(prompt, sampling_params, request_id, stream=False)
+        return [output async for output in outputs][-1]
 
     def stream(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        request_id: str | None = None,
     ) -> AsyncIterator[RequestOutput]:
         """Generate for one prompt, yielding how it stands whenever there is something new.
 
-        The last output is finished. Errors are those of `generate`. Leaving the iterator early ends
-        the request.
+        The last output is finished. Errors are those of `generate`, and come with the first output
+        that is asked for. Leaving the iterator early ends the request.
         """
-        return self._outputs(prompt, sampling_params, stream=True)
+        return self._outputs(prompt, sampling_params, request_id, stream=True)
 
     async def chat(
-        self, messages: Sequence[Message], sampling_params: SamplingParams | None = None
+        self,
+        messages: Sequence[Message],
+        sampling_params: SamplingParams | None = None,
+        request_id: str | None = None,
+        **options: Any,
     ) -> RequestOutput:
-        """Answer a conversation through the model's chat template."""
-        return await self.generate(self.chat_prompt(messages), sampling_params)
+        """Answer a conversation through the model's chat template; `options`: see `LLM.chat`."""
+        tokenizer = self._llm.get_tokenizer()
+        (prompt,) = await asyncio.to_thread(chat_prompts, tokenizer, [messages], **options)
+        return await self.generate(prompt, sampling_params, request_id)
 
-    def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
+    def chat_prompt(self, messages: Sequence[Message], **options: Any) -> list[int]:
         """The token ids of a conversation, ready for the answer (see `LLM.chat_prompt`)."""
-        return self._llm.chat_prompt(messages)
+        return self._llm.chat_prompt(messages, **options)
+
+    async def abort(self, request_id: str) -> None:
+        """End a request: its call returns what there is, with `finish_reason` "abort".
+
+        Nothing happens if it has ended, or never was.
+        """
+        if request_id in self._to_be_aborted:
+            self._to_be_aborted[request_id] = True
+        else:
+            self._thread.abort(request_id)
 
     async def close(self) -> None:
         """End all requests and the engine; open calls raise `EngineDeadError`."""
@@ -117,12 +138,17 @@ class AsyncLLM:
         await self.close()
 
     async def _outputs(
-        self, prompt: Prompt, sampling_params: SamplingParams | None, *, stream: bool
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None,
+        request_id: str | None,
+        *,
+        stream: bool,
     ) -> AsyncIterator[RequestOutput]:
         """The newest output whenever there is one, up to the finished one."""
         (params,) = params_for([prompt], sampling_params, self._llm.get_default_sampling_params)
         mailbox = _Mailbox(asyncio.get_running_loop())
-        request_id = self._thread.submit(prompt, params, mailbox, stream=stream)
+        request_id = await self._submit(prompt, params, mailbox, request_id, stream=stream)
         finished = False
         try:
             while not finished:
@@ -134,7 +160,42 @@ class AsyncLLM:
                 yield report
         finally:
             if not finished:  # cancelled, or nobody reads on
-                self._thread.cancel(request_id)
+                self._thread.cancel(request_id, mailbox)
+
+    async def _submit(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        mailbox: _Mailbox,
+        request_id: str | None,
+        *,
+        stream: bool,
+    ) -> str:
+        """Hand a request to the engine's thread; its id.
+
+        Texts are encoded in another thread: neither this loop nor the next step waits for it.
+        """
+        arrival_time = time.perf_counter()
+        given, text = as_prompt(prompt)
+        if request_id is not None:
+            self._to_be_aborted[request_id] = False
+        try:
+            if isinstance(given, str) and self.tokenizer is not None:
+                given, text = await asyncio.to_thread(self.tokenizer.encode, given), given
+        finally:
+            aborted = self._to_be_aborted.pop(request_id, False)
+        request_id = self._thread.submit(
+            given,
+            params,
+            mailbox,
+            stream=stream,
+            text=text,
+            request_id=request_id,
+            arrival_time=arrival_time,
+        )
+        if aborted:
+            self._thread.abort(request_id)
+        return request_id
 
 
 class _Mailbox:

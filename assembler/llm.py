@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from assembler.checkpoint_tokenizer import checkpoint_folder, checkpoint_tokenizer
 from assembler.engine.build import build_engine
+from assembler.engine.llm_engine import LLMEngine
 from assembler.engine.outputs import RequestOutput
 from assembler.engine.sampling_params import SamplingParams
-from assembler.errors import RequestError, TokenizerError
+from assembler.errors import TokenizerError
 from assembler.generation_config import recommended_params
+from assembler.llm_chat import chat_prompts
 from assembler.llm_inputs import Message, Prompt, as_batch, as_conversations, params_for
 from assembler.llm_options import LLMOptions
-from assembler.model.dry_run import blaming_equations
+from assembler.open_requests import OpenRequests
 from assembler.progress import GenerationBar
 from assembler.rank_model import load_rank, meet_ranks
 from assembler.tokenizer import Tokenizer
 from assembler.tokenizer.folder import lacks_tokenizer
+
+_log = logging.getLogger(__name__)
 
 
 class LLM:
@@ -62,9 +69,6 @@ class LLM:
             if cause is error:
                 raise
             raise cause from error
-        self._count = 0
-        self._streamed: dict[str, RequestOutput | None] = {}  # what each open stream will yield
-        self._queued: dict[str, RequestOutput | None] = {}  # what `step` will report
 
     def _load(self, model: str | Path | None, progress: Callable[[int, int], None] | None) -> None:
         """Load this rank's share and put the engine around it."""
@@ -72,9 +76,13 @@ class LLM:
         self.spec = loaded.assembly.spec
         self.tokenizer = checkpoint_tokenizer(loaded.assembly)
         self._folder = checkpoint_folder(loaded.assembly)
-        self.model = loaded.model
-        self.engine = build_engine(
-            self.model,
+        if self.tokenizer is None and self.options.load != "dummy":
+            _log.warning(
+                "no tokenizer files: prompts are token ids, outputs have no text, and no token "
+                "ends an answer but SamplingParams(stop_token_ids=[...])"
+            )
+        engine = build_engine(
+            loaded.model,
             loaded.backend,
             self.tokenizer,
             self.options.engine_options(),
@@ -84,12 +92,25 @@ class LLM:
             dtype=loaded.dtype,
             peers=self._ranks,
         )
+        self._requests = OpenRequests(engine, self.spec)
+
+    @property
+    def engine(self) -> LLMEngine:
+        """What runs the requests; RequestError once this is closed, as of all that needs it."""
+        return self._requests.engine
+
+    @property
+    def model(self) -> nn.Module:
+        """The loaded model."""
+        return self.engine.model_runner.model
 
     def exit(self) -> None:
-        """End the other ranks of a model that has several; it cannot generate afterwards.
+        """Abort all requests, let go of weights and cache, and end the other ranks.
 
-        Leaving a `with LLM(...)`, garbage collection and the end of the program do the same.
+        It cannot generate afterwards. Leaving a `with LLM(...)` and the end of the program do the
+        same; streams that are open end with an aborted output. Repeated calls do nothing.
         """
+        self._requests.close()
         self._end()
 
     def __enter__(self) -> LLM:
@@ -107,7 +128,8 @@ class LLM:
         """Generate for all prompts at once; outputs in the order of the prompts.
 
         Args:
-            prompts: a text, a list of token ids, or a list of either.
+            prompts: a text, a list of token ids, vLLM's {"prompt": text} or {"prompt_token_ids":
+                ids}, or a list of these.
             sampling_params: one for all, or one for each prompt; None: those of
                 `get_default_sampling_params`.
             use_tqdm: show progress on stderr.
@@ -117,20 +139,20 @@ class LLM:
         """
         batch = as_batch(prompts)
         params = params_for(batch, sampling_params, self.get_default_sampling_params)
-        ids = self._add_all(batch, params, stream=False)
+        ids = self._requests.add(batch, params, stream=False)
         outputs: dict[str, RequestOutput] = {}
         unfinished = set(ids)
-        with GenerationBar(len(ids), self.engine.stats, enabled=use_tqdm) as bar:
-            try:
+        try:
+            with GenerationBar(len(ids), self.engine.stats, enabled=use_tqdm) as bar:
                 while unfinished:
-                    for output in self._step():
+                    for output in self._requests.step():
                         if output.finished and output.request_id in unfinished:
                             unfinished.remove(output.request_id)
                             outputs[output.request_id] = output
                     bar.show(len(outputs))
-            except BaseException:
-                self._abort(ids)
-                raise
+        except BaseException:
+            self._requests.abort(ids)
+            raise
         return [outputs[request_id] for request_id in ids]
 
     def stream(
@@ -141,30 +163,26 @@ class LLM:
         Closing the iterator early ends the request. Streams may be read in turns, and between other
         calls: a request goes on with every step that any of them takes.
         """
-        params = params_for([prompt], sampling_params, self.get_default_sampling_params)
-        (request_id,) = self._add_all([prompt], params, stream=True)
-        self._streamed[request_id] = None
-        finished = False
-        try:
-            while not finished:
-                if self._streamed[request_id] is None:
-                    self._step()
-                output, self._streamed[request_id] = self._streamed[request_id], None
-                if output is not None:
-                    finished = output.finished
-                    yield output
-        finally:
-            del self._streamed[request_id]
-            self._abort([request_id])
+        (params,) = params_for([prompt], sampling_params, self.get_default_sampling_params)
+        yield from self._requests.stream(prompt, params)
 
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool = True,
+        **options: Any,
     ) -> list[RequestOutput]:
-        """Answer one conversation, or several, through the model's chat template."""
-        prompts = [self.chat_prompt(conversation) for conversation in as_conversations(messages)]
+        """Answer one conversation, or several, through the model's chat template.
+
+        Args:
+            options: those of `assembler.llm_chat.ChatOptions`: chat_template, tools,
+                add_generation_prompt, continue_final_message, chat_template_kwargs.
+
+        Raises:
+            RequestError: a conversation is malformed; nothing was generated.
+        """
+        prompts = chat_prompts(self.get_tokenizer(), as_conversations(messages), **options)
         return self.generate(prompts, sampling_params, use_tqdm)
 
     def add_request(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> str:
@@ -173,41 +191,33 @@ class LLM:
         Raises:
             RequestError: the request cannot be served.
         """
-        params = params_for([prompt], sampling_params, self.get_default_sampling_params)
-        (request_id,) = self._add_all([prompt], params, stream=True)
-        self._queued[request_id] = None
-        return request_id
+        (params,) = params_for([prompt], sampling_params, self.get_default_sampling_params)
+        return self._requests.queue(prompt, params)
 
     def step(self) -> list[RequestOutput]:
         """Run the engine once; what is new of the requests queued by `add_request`."""
-        self._step()
-        outputs = [output for output in self._queued.values() if output is not None]
-        for output in outputs:
-            if output.finished:
-                del self._queued[output.request_id]
-            else:
-                self._queued[output.request_id] = None
-        return outputs
+        self._requests.step()
+        return self._requests.take_queued()
 
     def is_finished(self) -> bool:
         """Whether `step` has nothing to do and nothing to report any more."""
-        return self.engine.is_finished() and not any(self._queued.values())
+        return self._requests.is_finished
 
     def abort(self, request_id: str) -> RequestOutput | None:
-        """End a request now and return its last output; None if it has ended (or never was)."""
-        self._queued.pop(request_id, None)
-        return self.engine.abort(request_id)
+        """End a request now and return its last output; None if it has ended (or never was).
 
-    def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """The token ids of a conversation, ready for the answer to follow.
+        If it is streamed, its stream ends with that output.
+        """
+        return next(iter(self._requests.abort([request_id])), None)
+
+    def chat_prompt(self, messages: Sequence[Message], **options: Any) -> list[int]:
+        """The token ids of a conversation, ready for the answer to follow; as `chat` makes them.
 
         Raises:
             TokenizerError: the model has no tokenizer or no chat template.
         """
-        tokenizer = self.get_tokenizer()
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
-        # The template writes the special tokens itself.
-        return tokenizer.encode(text, add_special_tokens=False)
+        (prompt,) = chat_prompts(self.get_tokenizer(), [messages], **options)
+        return prompt["prompt_token_ids"]
 
     def get_tokenizer(self) -> Tokenizer:
         """The tokenizer; TokenizerError if the checkpoint has none."""
@@ -230,39 +240,3 @@ class LLM:
     @cached_property
     def _recommended(self) -> SamplingParams:
         return recommended_params(self._folder)
-
-    def _add_all(
-        self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], *, stream: bool
-    ) -> list[str]:
-        """Queue every prompt, or none if one of them is refused."""
-        ids: list[str] = []
-        refused: list[str] = []
-        for number, (prompt, own) in enumerate(zip(prompts, params, strict=True)):
-            request_id = str(self._count)
-            self._count += 1
-            try:
-                self.engine.add_request(request_id, prompt, own, stream=stream)
-                ids.append(request_id)
-            except RequestError as error:
-                refused.append(str(error) if len(prompts) == 1 else f"prompt {number}: {error}")
-            except BaseException:
-                self._abort(ids)
-                raise
-        if refused:
-            self._abort(ids)
-            raise RequestError("\n".join(refused))
-        return ids
-
-    def _step(self) -> list[RequestOutput]:
-        """Run the engine once; open streams and `step` find what is new for them in its place."""
-        with blaming_equations(self.spec):
-            outputs = self.engine.step()
-        for output in outputs:
-            for place in (self._streamed, self._queued):
-                if output.request_id in place:
-                    place[output.request_id] = output
-        return outputs
-
-    def _abort(self, ids: Sequence[str]) -> None:
-        for request_id in ids:
-            self.engine.abort(request_id)

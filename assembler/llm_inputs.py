@@ -7,20 +7,58 @@ from numbers import Integral
 from typing import Any
 
 from assembler.engine.sampling_params import SamplingParams
-from assembler.errors import OptionError
+from assembler.errors import OptionError, RequestError, did_you_mean
 
-Prompt = str | Sequence[int]
+# Or vLLM's {"prompt": text}, {"prompt_token_ids": ids}; or the ids in an array or tensor.
+Prompt = str | Sequence[int] | Mapping[str, Any]
 Message = Mapping[str, Any]
+
+_FORMS = 'a prompt is a text, a list of token ids, {"prompt": text} or {"prompt_token_ids": [...]}'
 
 
 def as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """One prompt as a list of one."""
-    if isinstance(prompts, str):
+    if isinstance(prompts, str | bytes | bytearray | Mapping):
         return [prompts]
-    if not isinstance(prompts, Iterable):
-        return [prompts]  # which the engine refuses, saying what a prompt is
+    if not isinstance(prompts, Iterable) or getattr(prompts, "ndim", 1) == 0:
+        return [prompts]  # which is refused later, with all that is wrong
+    if getattr(prompts, "ndim", None) == 1:  # an array or a tensor
+        prompts = prompts.tolist()
     batch = list(prompts)
     return [batch] if batch and all(isinstance(p, Integral) for p in batch) else batch
+
+
+def as_prompt(prompt: Prompt) -> tuple[str | Sequence[int], str | None]:
+    """(what the engine takes: a text or token ids, the text of these ids if it is known).
+
+    Raises:
+        RequestError: it has none of the forms of a prompt, as far as that is no matter of its
+            token ids.
+    """
+    if isinstance(prompt, Mapping):
+        return _of_mapping(prompt)
+    if isinstance(prompt, bytes | bytearray):
+        raise RequestError(f"{_FORMS}, not {type(prompt).__name__}: decode it, prompt.decode()")
+    if (dimensions := getattr(prompt, "ndim", None)) is None:
+        return prompt, None
+    if dimensions != 1:
+        raise RequestError(f"{_FORMS}, not an array of {dimensions} dimensions")
+    return prompt.tolist(), None
+
+
+def _of_mapping(prompt: Mapping[str, Any]) -> tuple[str | Sequence[int], str | None]:
+    known = ("prompt", "prompt_token_ids")
+    if unknown := [key for key in prompt if key not in known]:
+        near = did_you_mean(str(unknown[0]), known)
+        raise RequestError(f"{_FORMS}; there is no {unknown[0]!r} in it.{near}")
+    text, token_ids = (prompt.get(key) for key in known)
+    if token_ids is None:
+        if not isinstance(text, str):
+            raise RequestError(f'{_FORMS}; "prompt" is {text!r:.40}')
+        return text, None
+    if isinstance(token_ids, str | bytes | Mapping) or not isinstance(text, str | None):
+        raise RequestError(f"{_FORMS}, not {dict(prompt)!r:.80}")
+    return as_prompt(token_ids)[0], text
 
 
 def as_conversations(

@@ -35,41 +35,45 @@ class GenerationBar:
 
     def __init__(self, total: int, stats: EngineStats, *, enabled: bool) -> None:
         """`stats`: those of the engine that serves the requests, which changes them as it goes."""
-        from tqdm import tqdm
+        self._bar = None
+        if enabled:
+            from tqdm import tqdm
 
-        self.bar = tqdm(total=total, desc="Generating", unit="req", disable=not enabled)
+            self._bar = tqdm(total=total, desc="Generating", unit="req")
         self._stats = stats
-        self._before = replace(stats)
+        self._at_start = self._before = replace(stats)
         self._shown_at = time.perf_counter()
 
     def __enter__(self) -> GenerationBar:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._show_speed()
-        self.bar.close()
+        """Leave the speed of the whole run."""
+        if self._bar is not None:
+            self._show_speed(self._at_start)
+            self._bar.close()
 
     def show(self, num_finished: int) -> None:
-        """Show how many requests have finished, and at times how fast it goes."""
-        if self.bar.disable:
+        """Show how many requests have finished, and at times how fast it goes right now."""
+        if self._bar is None:
             return
-        self.bar.update(num_finished - self.bar.n)
+        self._bar.update(num_finished - self._bar.n)
         if time.perf_counter() - self._shown_at >= _REFRESH_SECONDS:
-            self._show_speed()
+            self._show_speed(self._before)
+            self._before, self._shown_at = replace(self._stats), time.perf_counter()
 
-    def _show_speed(self) -> None:
-        """Tokens a second since the last time, in the steps that ran such tokens."""
-        if self.bar.disable:
-            return
-        before, now = self._before, self._stats
+    def _show_speed(self, since: EngineStats) -> None:
+        """Tokens a second since then, of the time that steps took for such tokens."""
+        assert self._bar is not None
+        now = self._stats
         phases = {
             "prefill": (
-                now.num_prefill_tokens - before.num_prefill_tokens,
-                now.prefill_time - before.prefill_time,
+                now.num_prefill_tokens - since.num_prefill_tokens,
+                now.prefill_time - since.prefill_time,
             ),
             "decode": (
-                now.num_decode_tokens - before.num_decode_tokens,
-                now.decode_time - before.decode_time,
+                now.num_decode_tokens - since.num_decode_tokens,
+                now.decode_time - since.decode_time,
             ),
         }
         speeds = [
@@ -78,5 +82,4 @@ class GenerationBar:
             if seconds > 0
         ]
         if speeds:
-            self.bar.set_postfix_str(", ".join(speeds), refresh=True)
-        self._before, self._shown_at = replace(now), time.perf_counter()
+            self._bar.set_postfix_str(", ".join(speeds), refresh=True)

@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import queue
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,6 +20,9 @@ from typing import Protocol
 from assembler.engine.llm_engine import LLMEngine
 from assembler.engine.outputs import RequestOutput
 from assembler.engine.sampling_params import SamplingParams
+from assembler.errors import RankError, RequestError
+
+_MOST_FAILURES = 3  # steps in a row that may fail before the engine is given up
 
 Report = RequestOutput | Exception
 
@@ -41,13 +45,15 @@ class _Submission:
     request_id: str
     prompt: str | Sequence[int]
     params: SamplingParams
-    mailbox: Mailbox
+    text: str | None
     stream: bool
+    arrival_time: float
 
 
 @dataclass(frozen=True)
 class _Cancellation:
     request_id: str
+    mailbox: Mailbox | None  # whose request it is; None: whoever's, and its mailbox is told
 
 
 class _Close:
@@ -55,7 +61,7 @@ class _Close:
 
 
 class EngineThread:
-    """Serves requests from a thread of its own until it is closed or its engine fails."""
+    """Serves requests from a thread of its own until it is closed or its engine fails for good."""
 
     def __init__(self, engine: LLMEngine) -> None:
         """Start the thread. `engine` must not be used elsewhere from now on."""
@@ -67,6 +73,7 @@ class EngineThread:
         self._mailboxes: dict[str, Mailbox] = {}  # of the unfinished requests
         self._lock = threading.Lock()  # between submissions and the end
         self._end: EngineDeadError | None = None
+        self._num_failures = 0  # of steps, since one has succeeded
         self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
         self._thread.start()
 
@@ -82,24 +89,44 @@ class EngineThread:
         mailbox: Mailbox,
         *,
         stream: bool,
+        text: str | None = None,
+        request_id: str | None = None,
+        arrival_time: float | None = None,
     ) -> str:
         """Queue a request; returns its id.
 
-        Reports go to `mailbox`; the last one is a finished output or an exception.
+        Reports go to `mailbox`; the last one is a finished output or an exception. A prompt that is
+        a text is encoded in this thread, while no request advances: token ids are better.
+
+        Args:
+            text: what the token ids of `prompt` say.
+            request_id: None: one is made up.
+            arrival_time: when its user sent it (`time.perf_counter()`); None: now.
 
         Raises:
             EngineDeadError: the engine has failed or was closed.
+            RequestError: another unfinished request has this id.
         """
+        arrival_time = time.perf_counter() if arrival_time is None else arrival_time
         with self._lock:
             if self._end is not None:
                 raise _again(self._end)
-            request_id = f"async-{next(self._numbers)}"
-            self._messages.put(_Submission(request_id, prompt, params, mailbox, stream))
+            if request_id is None:
+                names = (f"async-{number}" for number in self._numbers)
+                request_id = next(name for name in names if name not in self._mailboxes)
+            elif request_id in self._mailboxes:
+                raise RequestError(f"request_id {request_id!r} is taken by an unfinished request")
+            self._mailboxes[request_id] = mailbox
+            self._messages.put(_Submission(request_id, prompt, params, text, stream, arrival_time))
         return request_id
 
-    def cancel(self, request_id: str) -> None:
-        """End a request, whose mailbox gets nothing more."""
-        self._messages.put(_Cancellation(request_id))
+    def cancel(self, request_id: str, mailbox: Mailbox) -> None:
+        """End the request that reports to `mailbox`, which gets nothing more."""
+        self._messages.put(_Cancellation(request_id, mailbox))
+
+    def abort(self, request_id: str) -> None:
+        """End a request, if there is one of this id; its mailbox gets the aborted output."""
+        self._messages.put(_Cancellation(request_id, None))
 
     def close(self) -> None:
         """End all requests and the thread, and wait for it."""
@@ -112,34 +139,73 @@ class EngineThread:
         end = EngineDeadError("the engine was closed")
         try:
             while self._take_messages():
-                self._deliver([(o.request_id, o) for o in self._engine.step()])
+                self._step()
         except BaseException as error:  # whatever it is: who waits has to know
             end = EngineDeadError(f"the engine has failed: {type(error).__name__}: {error}")
             end.__cause__ = error
         with self._lock:
             self._end = end
         self._drain()
+        del self._engine  # whoever keeps this object does not keep the model
+
+    def _step(self) -> None:
+        """Run the engine once. A step that fails ends the requests it was to run.
+
+        Raises:
+            Exception: the last of `_MOST_FAILURES` in a row, or one after which no step can run.
+        """
+        num_steps = self._engine.stats.num_steps
+        try:
+            outputs = self._engine.step()
+        except RankError:
+            raise
+        except Exception as error:
+            self._num_failures += 1
+            if self._num_failures == _MOST_FAILURES:
+                raise
+            outputs = self._engine.abort_step(error)
+        if self._engine.stats.num_steps > num_steps:
+            self._num_failures = 0
+        self._deliver([(output.request_id, output) for output in outputs])
 
     def _take_messages(self) -> bool:
-        """Obey all messages, waiting for one if there is nothing to run; False at the last."""
-        while True:
-            try:
-                message = self._messages.get(block=self._engine.is_finished())
-            except queue.Empty:
-                return True
+        """Obey the messages that are there, and no later ones; False at the last.
+
+        Waits for one if there is nothing to run.
+        """
+        messages = [self._messages.get()] if self._engine.is_finished() else []
+        messages += [self._messages.get() for _ in range(self._messages.qsize())]
+        for message in messages:
             if isinstance(message, _Close):
                 return False
             if isinstance(message, _Cancellation):
-                self._mailboxes.pop(message.request_id, None)
-                self._engine.abort(message.request_id)
+                self._cancel(message)
             else:
                 self._add(message)
+        return True
+
+    def _cancel(self, end: _Cancellation) -> None:
+        """End a request, unless it has ended and another one has its name."""
+        mailbox = self._mailboxes.get(end.request_id)
+        if mailbox is None or end.mailbox not in (None, mailbox):
+            return
+        output = self._engine.abort(end.request_id)
+        if end.mailbox is not None:
+            del self._mailboxes[end.request_id]
+        elif output is not None:
+            self._deliver([(end.request_id, output)])
 
     def _add(self, new: _Submission) -> None:
         """Hand a request to the engine; what is wrong with it goes to its own mailbox."""
-        self._mailboxes[new.request_id] = new.mailbox
         try:
-            self._engine.add_request(new.request_id, new.prompt, new.params, stream=new.stream)
+            self._engine.add_request(
+                new.request_id,
+                new.prompt,
+                new.params,
+                stream=new.stream,
+                text=new.text,
+                arrival_time=new.arrival_time,
+            )
         except Exception as error:
             self._deliver([(new.request_id, error)])
 
@@ -161,11 +227,6 @@ class EngineThread:
 
     def _drain(self) -> None:
         """Tell everybody who still waits that this is the end."""
-        with suppress(queue.Empty):
-            while True:
-                message = self._messages.get(block=False)
-                if isinstance(message, _Submission):
-                    self._mailboxes[message.request_id] = message.mailbox
         with suppress(Exception):  # a failed engine need not be able to
             for request_id in self._mailboxes:
                 self._engine.abort(request_id)

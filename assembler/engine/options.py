@@ -9,7 +9,7 @@ import operator
 from collections.abc import Mapping
 from contextlib import suppress
 from types import UnionType
-from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -22,6 +22,9 @@ from pydantic import (
 
 from assembler.engine import foreign_options
 from assembler.errors import OptionError, did_you_mean
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 ALL_TOKENS = -1  # of `logprobs` and the like: as many as the model has tokens
 MAX_LOGPROBS = 20

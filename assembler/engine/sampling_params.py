@@ -8,12 +8,15 @@ torch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from assembler.engine import foreign_options
 from assembler.engine.options import ALL_TOKENS, Options
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 MAX_SAMPLES = 16384  # vLLM's bound: each sample is a sequence of its own from the start
 GREEDY_BELOW = 1e-5  # dividing by a smaller temperature only loses precision

@@ -3,55 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import time
+import weakref
 
 import pytest
-from engine_fakes import FakeTokenizer, MemoryModel, ScriptedModel, greedy_reference, make_engine
+from engine_fakes import MemoryModel, greedy_reference, make_engine
+from mailboxes import Mailbox, greedy, served
 
 from assembler.engine.engine_thread import EngineDeadError, EngineThread
-from assembler.engine.sampling_params import SamplingParams
 from assembler.errors import RequestError
-
-
-class Mailbox:
-    """Keeps all reports; `last` waits for the one that ends the request."""
-
-    def __init__(self) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.reports = []
-        self._ended = asyncio.Event()
-
-    def put(self, report) -> None:
-        self.reports.append(report)
-        if isinstance(report, Exception) or report.finished:
-            self._ended.set()
-
-    async def last(self):
-        await self._ended.wait()
-        return self.reports[-1]
-
-
-def greedy(count):
-    return SamplingParams(temperature=0, max_tokens=count, ignore_eos=True)
-
-
-def served(engine, *requests, stream=False):
-    """The mailboxes of (prompt, params) pairs, served at once."""
-
-    async def main():
-        thread = EngineThread(engine)
-        try:
-            boxes = [Mailbox() for _ in requests]
-            for (prompt, params), box in zip(requests, boxes, strict=True):
-                thread.submit(prompt, params, box, stream=stream)
-            for box in boxes:
-                await box.last()
-            return boxes
-        finally:
-            thread.close()
-            engine.check_integrity()
-
-    return asyncio.run(main())
 
 
 def test_every_request_gets_its_own_reports():
@@ -75,29 +37,6 @@ def test_a_refused_request_is_told_so_and_no_other():
     assert good.reports[-1].outputs[0].token_ids == greedy_reference([1], 2)
 
 
-def test_an_exception_in_one_request_ends_that_one_alone():
-    class Tokenizer(FakeTokenizer):
-        def detokenizer(self, *args):
-            detokenizer = super().detokenizer(*args)
-            push = detokenizer.push
-
-            def fails(token_ids):
-                if 7 in token_ids:
-                    raise KeyError("no such piece")
-                return push(token_ids)
-
-            detokenizer.push = fails
-            return detokenizer
-
-    script = [9, 10, 7, 8, 8, 8]
-    engine = make_engine(ScriptedModel(script), tokenizer=Tokenizer())
-    bad, good = served(engine, ([1], greedy(5)), ([1, 1, 1, 1], greedy(2)), stream=True)
-    report = bad.reports[-1]
-    assert report.outputs[0].finish_reason == "abort" and "KeyError" in str(report.error)
-    assert isinstance(report.error.__cause__, KeyError)
-    assert good.reports[-1].outputs[0].text == "  " and good.reports[-1].error is None
-
-
 def test_a_cancelled_request_stops_and_the_others_go_on():
     async def main():
         engine = make_engine(MemoryModel())
@@ -105,7 +44,7 @@ def test_a_cancelled_request_stops_and_the_others_go_on():
         first, second = Mailbox(), Mailbox()
         request_id = thread.submit([1], greedy(150), first, stream=True)
         thread.submit([2], greedy(20), second, stream=False)
-        thread.cancel(request_id)
+        thread.cancel(request_id, first)
         await second.last()
         thread.close()
         assert len(first.reports) < 150 and not any(r.finished for r in first.reports)
@@ -116,28 +55,85 @@ def test_a_cancelled_request_stops_and_the_others_go_on():
     asyncio.run(main())
 
 
-def test_all_are_told_when_the_engine_fails():
-    class Broken(MemoryModel):
-        def forward(self, input_ids, ctx):
-            if len(self.steps) == 3:
-                raise MemoryError("no memory left")
-            return super().forward(input_ids, ctx)
+def test_running_requests_do_not_wait_for_a_stream_of_new_ones():
+    """Each request that is added brings another one; a step runs after each."""
 
     async def main():
-        thread = EngineThread(make_engine(Broken()))
-        boxes = [Mailbox() for _ in range(3)]
+        engine = make_engine(MemoryModel())
+        add, step, added, at_steps = engine.add_request, engine.step, [], []
+
+        def add_request(*args, **options):
+            added.append(1)
+            if len(added) < 5:
+                thread.submit([len(added)], greedy(3), boxes[len(added)], stream=False)
+            add(*args, **options)
+
+        def counted_step():
+            at_steps.append(len(added))
+            return step()
+
+        engine.add_request, engine.step = add_request, counted_step
+        boxes = [Mailbox() for _ in range(5)]
+        thread = EngineThread(engine)
+        thread.submit([9], greedy(3), boxes[0], stream=False)
         for box in boxes:
-            thread.submit([1], greedy(50), box, stream=False)
-        for box in boxes:
-            report = await box.last()
-            assert isinstance(report, EngineDeadError)
-            assert isinstance(report.__cause__, MemoryError)
-        with pytest.raises(EngineDeadError, match="MemoryError: no memory left"):
-            thread.submit([1], greedy(1), Mailbox(), stream=False)
-        assert not thread.is_alive
+            await box.last()
         thread.close()
+        assert at_steps[:5] == [1, 2, 3, 4, 5]
 
     asyncio.run(main())
+
+
+def test_a_request_arrives_when_it_is_submitted():
+    async def main():
+        engine = make_engine(MemoryModel())
+        step, go = engine.step, threading.Event()
+        engine.step = lambda: go.wait() and step()
+        thread = EngineThread(engine)
+        first, second = Mailbox(), Mailbox()
+        thread.submit([1], greedy(1), first, stream=False)
+        thread.submit([2], greedy(1), second, stream=False)
+        submitted = time.perf_counter()
+        go.set()
+        report = await second.last()
+        thread.submit([2], greedy(1), third := Mailbox(), stream=False, arrival_time=1.5)
+        assert (await third.last()).metrics.arrival_time == 1.5
+        thread.close()
+        assert report.metrics.arrival_time < submitted < report.metrics.first_token_time
+
+    asyncio.run(main())
+
+
+def test_names_of_requests():
+    async def main():
+        engine = make_engine(MemoryModel())
+        thread = EngineThread(engine)
+        first, second, third = Mailbox(), Mailbox(), Mailbox()
+        submit = thread.submit
+        assert submit([1], greedy(150), first, stream=True, request_id="async-0") == "async-0"
+        with pytest.raises(RequestError, match="'async-0' is taken by an unfinished request"):
+            submit([1], greedy(1), second, stream=False, request_id="async-0")
+        assert submit([1], greedy(1), second, stream=False) != "async-0"
+        thread.abort("never heard of")
+        thread.abort("async-0")
+        report = await first.last()
+        assert report.outputs[0].finish_reason == "abort" and report.error is None
+        submit([2], greedy(20), third, stream=False, request_id="async-0")
+        thread.cancel("async-0", first)  # too late: that was another one
+        assert (await third.last()).outputs[0].token_ids == greedy_reference([2], 20)
+        thread.close()
+        engine.check_integrity()
+
+    asyncio.run(main())
+
+
+def test_a_closed_thread_keeps_no_engine():
+    engine = make_engine(MemoryModel())
+    thread, known = EngineThread(engine), weakref.ref(engine)
+    thread.close()
+    del engine
+    gc.collect()
+    assert known() is None and not thread.is_alive
 
 
 def test_close_ends_open_requests():
