@@ -17,6 +17,7 @@ import os
 import platform
 import sys
 import time
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -83,20 +84,26 @@ class Results(list):
 
 def _check(device: Any, smoke: bool, results: Results) -> bool:
     """Run and print the checks; whether none failed."""
+    import torch
     from gpu_checks import checks
     from gpu_model_checks import model_checks
     from gpu_timing import FAILED, Result
 
+    torch.manual_seed(0)
     start, failures, count = time.perf_counter(), 0, 0
     for group in (checks, model_checks):
         for name, error_of, bound in group(device, smoke):
-            error, count = error_of(), count + 1
-            failed = not error <= bound
-            said = f"{name}: error {error:.2g}, at most {bound:.2g}"
-            print(f"{FAILED if failed else 'ok'}  {said}", flush=True)
+            count += 1
+            try:
+                error = error_of()
+                failed, said = not error <= bound, f"error {error:.2g}, at most {bound:.2g}"
+            except Exception as raised:
+                traceback.print_exc()
+                failed, said = True, f"{type(raised).__name__}: {raised}"
+            print(f"{FAILED if failed else 'ok'}  {name}: {said}", flush=True)
             if failed:
                 failures += 1
-                results.append(Result("check", name, note=f"{FAILED}: {error:.2g} > {bound:.2g}"))
+                results.append(Result("check", name, note=f"{FAILED}: {said}"))
     seconds = time.perf_counter() - start
     note = f"{count - failures} of {count} passed"
     results.append(Result("check", "kernels and tiny models", note=note))
@@ -123,16 +130,20 @@ def _measure(options: argparse.Namespace, clock: Any, roof: Any, results: Result
 
 
 def _print_head() -> None:
-    heads = ("group", "what", "time", "share", "target", "")
-    print("{:<18} {:<38} {:>11} {:>8} {:>7} {}".format(*heads))
+    heads = ("group", "what", "time", "share", "target", "of roof", "")
+    print("{:<18} {:<38} {:>11} {:>8} {:>7} {:>8} {}".format(*heads))
 
 
 def _print(row: Any) -> None:
+    """The share, its target and the verdict go together; the share of the roof is beside them."""
     took = "" if row.seconds is None else _time(row.seconds)
-    share = "" if row.share is None else f"{row.share:.1%}"
-    target = "" if row.target is None else f"{row.target:.0%}"
+    share, target, roof = (
+        "" if number is None else f"{number:.{digits}%}"
+        for number, digits in ((row.share, 1), (row.target, 0), (row.roof_share, 1))
+    )
     about = "; ".join(text for text in (row.verdict, row.of and f"of {row.of}", row.note) if text)
-    print(f"{row.group:<18} {row.name:<38} {took:>11} {share:>8} {target:>7} {about}", flush=True)
+    columns = f"{took:>11} {share:>8} {target:>7} {roof:>8}"
+    print(f"{row.group:<18} {row.name:<38} {columns} {about}", flush=True)
 
 
 def _time(seconds: float) -> str:

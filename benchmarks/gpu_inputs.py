@@ -23,9 +23,13 @@ class AttentionInputs:
     v_cache: torch.Tensor | None
     batch: PagedBatch
 
-    def to(self, dtype: torch.dtype) -> AttentionInputs:
-        v_cache = None if self.v_cache is None else self.v_cache.to(dtype)
-        return AttentionInputs(self.q.to(dtype), self.k_cache.to(dtype), v_cache, self.batch)
+    def in_float64(self) -> AttentionInputs:
+        """The same numbers; caches of 8 bits as they are, since what they stand for is scaled."""
+        k_cache, v_cache = (
+            cache if cache is None or cache.dtype == torch.float8_e4m3fn else cache.double()
+            for cache in (self.k_cache, self.v_cache)
+        )
+        return AttentionInputs(self.q.double(), k_cache, v_cache, self.batch)
 
 
 def attention_inputs(
@@ -36,7 +40,7 @@ def attention_inputs(
     dtype: torch.dtype = torch.bfloat16,
     page_size: int = 16,
 ) -> AttentionInputs:
-    """A step over shuffled pages, all of which are written."""
+    """A step over shuffled pages, all of which are written; caches of 8 bits hold -7 to 7."""
     pages = [-(-length // page_size) for length in context_lens]
     order = torch.randperm(sum(pages)).int()
     table = torch.zeros(len(pages), max(pages), dtype=torch.int32)
@@ -49,6 +53,8 @@ def attention_inputs(
 
     def cache(width: int) -> torch.Tensor:
         size = (sum(pages), page_size, shape.kv_heads, width)
+        if shape.cache_itemsize == 1:
+            return torch.randint(-7, 8, size, device=device).to(torch.float8_e4m3fn)
         return torch.empty(size, dtype=dtype, device=device).normal_()
 
     batch = PagedBatch(
@@ -76,14 +82,22 @@ def head_steps(shape: AttentionShape, tokens: int, like: torch.Tensor) -> HeadSt
 
 
 def experts(
-    count: int, hidden: int, inner: int, device: torch.device, dtype: torch.dtype
+    count: int,
+    hidden: int,
+    inner: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    biases: bool = False,
 ) -> ExpertWeights:
     """Weights whose outputs stay near 1."""
 
     def weights(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device=device).normal_(0, shape[-1] ** -0.5)
 
-    return ExpertWeights(weights(count, 2 * inner, hidden), weights(count, hidden, inner))
+    leaves = [weights(count, 2 * inner, hidden), weights(count, hidden, inner)]
+    if biases:
+        leaves += [weights(count, 2 * inner), weights(count, hidden)]
+    return ExpertWeights(*leaves)
 
 
 def choices(tokens: int, top_k: int, count: int, device: torch.device) -> tuple[torch.Tensor, ...]:

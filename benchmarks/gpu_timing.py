@@ -12,6 +12,7 @@ import torch
 from assembler.kernels.cost import Cost, Roof
 
 COPIED = 1 << 30  # bytes of the tensor whose copy is timed
+FLUSH = 1 << 29  # bytes read to empty caches: more than any device has
 FAILED = "FAILED"  # how the note of a row begins that is wrong
 PRODUCT = 8192  # rows and columns of the matrices whose product is timed
 
@@ -27,6 +28,7 @@ class Result:
     of: str = ""
     target: float | None = None  # the least share that is good enough
     note: str = ""
+    roof_share: float | None = None  # of the device's best at any size; not what is judged
 
     @property
     def verdict(self) -> str:
@@ -50,18 +52,20 @@ class Clock:
     def seconds(self, function: Callable[[], Any]) -> float | None:
         """The median time on the device, launches left out, with cold caches.
 
-        The launches are recorded as a CUDA graph, so that Python does not show in short times, and
-        before each replay memory larger than the device's caches is written.
+        The launches are recorded as a CUDA graph, so that Python does not show in short times.
+        Before each replay memory larger than the device's caches is read: what the last replay left
+        in them to be written is then written. (After a write to that memory, the timed launches
+        would pay for the end of it.)
         """
         function()
         if self.smoke:
             return None
         replay = self._recorded(function)
-        flushed = torch.empty(512 << 20, dtype=torch.uint8, device=self.device)
+        others = torch.zeros(FLUSH // 4, device=self.device)
         times = []
         for _ in range(self.rounds):
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            flushed.zero_()
+            others.amax()
             start.record()
             replay()
             end.record()
@@ -90,12 +94,32 @@ class Clock:
         roof: Roof,
         **about: Any,
     ) -> Result:
-        """A row that says which share of the device's own copy or product a kernel reaches."""
+        """A row that says which share of the device's own copy or product a kernel reaches.
+
+        What memory bounds is judged beside a copy that moves as many bytes: launching takes a small
+        one longer than its bytes do, whoever launches. Beside that stands the share of the copy at
+        its best, by which no small kernel could pass.
+        """
         seconds = self.seconds(function)
         if seconds is None:
             return Result(group, name, note="ran")
-        of = f"measured {'copy' if cost.bound(roof) == 'memory' else 'product'}"
-        return Result(group, name, seconds, cost.floor_seconds(roof) / seconds, of, **about)
+        best = cost.floor_seconds(roof)
+        if cost.bound(roof) == "compute":
+            return Result(group, name, seconds, best / seconds, "measured product", **about)
+        floor = max(best, self._copy_seconds(cost.bytes, best))
+        of = "a copy of its bytes"
+        return Result(group, name, seconds, floor / seconds, of, roof_share=best / seconds, **about)
+
+    def _copy_seconds(self, moved: int, at_best: float) -> float:
+        """The time of a copy that reads and writes `moved` bytes together.
+
+        `at_best` is what the measured bandwidth gives, which large copies reach.
+        """
+        if moved >= 2 * COPIED:
+            return at_best
+        source = torch.zeros(max(moved // 2, 1), dtype=torch.uint8, device=self.device)
+        target = torch.empty_like(source)
+        return self.seconds(lambda: target.copy_(source)) or at_best
 
 
 def measured_roof(clock: Clock) -> Roof | None:
