@@ -22,8 +22,8 @@ import torch
 from assembler.engine import blockwise
 from assembler.engine.sampling_params import SamplingParams
 
-# How many of the likeliest tokens are looked at first: the fewest that hold the largest top-k, and
-# some more of them to see the tokens that tie with the last.
+# How many of the likeliest tokens are looked at first: the fewest that hold a row's top-k, and some
+# more of them to see the tokens that tie with the last.
 _HEADS = (64, 272)
 _TIES = 16
 # And how many for the nucleus, in the whole vocabulary.
@@ -37,33 +37,32 @@ class Candidates(NamedTuple):
     token_ids: torch.Tensor | None  # [R, C]; None: C is V and the ids are the columns
 
 
-def are_likely_few(params: SamplingParams) -> bool:
-    """Whether to try `among_likeliest` with a row of these parameters."""
+def head_width(params: SamplingParams) -> int | None:
+    """How many of the likeliest tokens to try with such a row; None: the whole vocabulary."""
     if params.top_k > 0:
-        return params.top_k + _TIES <= _HEADS[-1]
-    return params.top_p < 1 or params.min_p > 0
+        return next((head for head in _HEADS if params.top_k + _TIES <= head), None)
+    return _HEADS[0] if params.top_p < 1 or params.min_p > 0 else None
 
 
 def among_likeliest(
-    logits: torch.Tensor, params: SequenceOf[SamplingParams]
+    logits: torch.Tensor, params: SequenceOf[SamplingParams], width: int
 ) -> tuple[Candidates, torch.Tensor]:
-    """Candidates of rows that `are_likely_few`, and in which rows [R] they are not all.
+    """Candidates of rows of one `head_width`, and in which rows [R] they are not all.
 
     Args:
         logits: [R, V] fp32.
     """
     vocab_size = logits.shape[-1]
-    most = max(p.top_k for p in params) + _TIES
-    width = min(next(head for head in _HEADS if head >= most), vocab_size)
+    width = min(width, vocab_size)
     logits_RC, token_ids = blockwise.top_k(logits, width)
     scaled = logits_RC - logits_RC[:, :1]
     scaled /= _column([p.temperature for p in params], logits)
     if any(p.min_p > 0 for p in params):
         scaled.masked_fill_(scaled < _column(_log_min_p(params), logits), -math.inf)
     if any(p.top_k > 0 for p in params):
-        last = torch.tensor([[min(p.top_k or width, width) - 1] for p in params])
-        last.clamp_(min=0)  # of -1: no limit either
-        floors = logits_RC.gather(-1, last.to(logits.device))
+        # 0 and -1 are no limit.
+        last = [[(min(p.top_k, width) if p.top_k > 0 else width) - 1] for p in params]
+        floors = logits_RC.gather(-1, torch.tensor(last, device=logits.device))
         unlimited = torch.tensor([[p.top_k <= 0] for p in params], device=logits.device)
         scaled.masked_fill_((logits_RC < floors) & ~unlimited, -math.inf)
     weights = scaled.exp_()

@@ -10,6 +10,7 @@ Shapes: R rows (sequences that sample), V vocabulary, C candidates.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence as SequenceOf
 from itertools import compress
 
@@ -19,10 +20,10 @@ from assembler.engine import blockwise
 from assembler.engine.candidates import (
     Candidates,
     among_likeliest,
-    are_likely_few,
+    head_width,
     whole_vocabulary,
 )
-from assembler.engine.fused_sampling import draw_in_one_pass
+from assembler.engine.fused_sampling import FusedSampling
 from assembler.engine.host_copies import to_device
 from assembler.engine.logit_rules import RuledRow, apply_bans, apply_bias
 from assembler.engine.logprobs import token_logprobs
@@ -31,15 +32,19 @@ from assembler.engine.random_numbers import uniforms
 from assembler.engine.sampling_params import SamplingParams
 from assembler.engine.sequence import Sequence
 from assembler.kernels.fused import runs_fused
+from assembler.kernels.sampling_torch import NO_TOKEN
 
-_NO_TOKEN = -1
-_NOT_NUMBERS = (
-    "the model's logits after {} tokens are not numbers (NaN or infinite), so no token can be "
-    "sampled. Its weights are damaged, or a 16-bit dtype overflows: try dtype=float32."
-)
-_NOTHING_ALLOWED = (
-    "no token may follow after {} tokens: allowed_token_ids, bad_words and min_tokens leave none"
-)
+# In place of a token; the first one is what the kernels say.
+_NO_NUMBERS, _NOT_ALLOWED, _OVERFLOWN = NO_TOKEN, NO_TOKEN - 1, NO_TOKEN - 2
+_REASONS = {
+    _NO_NUMBERS: "the model's logits after {} tokens are not numbers (NaN or infinite), so no "
+    "token can be sampled. Its weights are damaged, or a 16-bit dtype overflows: try "
+    "dtype=float32.",
+    _NOT_ALLOWED: "no token may follow after {} tokens: allowed_token_ids, bad_words and "
+    "min_tokens leave none",
+    _OVERFLOWN: "a logit after {} tokens is too large for float32 with logit_bias and penalties: "
+    "use a repetition_penalty nearer to 1",
+}
 
 
 class Sampler:
@@ -52,6 +57,7 @@ class Sampler:
             self._generator.seed()
         else:
             self._generator.manual_seed(seed)
+        self._fused = FusedSampling()
 
     def sample(self, logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> list[int | None]:
         """A token id for each row of `logits` [R, V]; None where there is none to be had.
@@ -62,15 +68,36 @@ class Sampler:
         """
         if not sequences:
             return []
-        if all(sequence.sampling.is_plain for sequence in sequences):
-            best, chosen = blockwise.largest(logits)
-            token_ids = torch.where(best.isfinite(), chosen, _NO_TOKEN).tolist()
-        else:
-            token_ids = self._choose(logits, sequences)
-        if _NO_TOKEN in token_ids:
-            _explain_failures(logits, sequences, token_ids)
+        token_ids = self.found(self.choose(logits, sequences).tolist(), sequences)
         _record_logprobs(logits, sequences, token_ids)
-        return [None if token_id == _NO_TOKEN else token_id for token_id in token_ids]
+        return token_ids
+
+    def choose(self, logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> torch.Tensor:
+        """The token id [R] of each row of `logits` [R, V], on their device; negative: none.
+
+        With the kernels of a GPU the host does not wait for it, unless a row has log-probabilities,
+        which `sample` adds.
+        """
+        edited = edited_logits(logits, sequences)
+        if runs_fused(edited):
+            token_ids = self._fused.draw(edited, sequences, self._uniforms)
+        else:
+            token_ids = self._draw(edited, sequences)
+        if edited is logits:
+            return token_ids
+        none = torch.where(edited.amax(dim=-1) == -torch.inf, _NOT_ALLOWED, _OVERFLOWN)
+        none.masked_fill_(~logits.amax(dim=-1).isfinite(), _NO_NUMBERS)
+        return torch.where(token_ids == _NO_NUMBERS, none, token_ids)
+
+    @staticmethod
+    def found(token_ids: list[int], sequences: SequenceOf[Sequence]) -> list[int | None]:
+        """What `choose` has chosen, once it is known; `sample` says what comes of failures."""
+        if min(token_ids, default=0) >= 0:
+            return token_ids
+        for token_id, sequence in zip(token_ids, sequences, strict=True):
+            if token_id < 0:
+                sequence.sampling.failure = _REASONS[token_id].format(len(sequence))
+        return [None if token_id < 0 else token_id for token_id in token_ids]
 
     def score_prompt(self, sequence: Sequence, start: int, logits: torch.Tensor) -> None:
         """Add the log-probabilities of a prompt's tokens to the sequence's `sampling`.
@@ -85,21 +112,15 @@ class Sampler:
         counts = [sequence.params.prompt_logprobs] * len(following)
         known += token_logprobs(logits, following, counts)
 
-    def _choose(self, logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> list[int]:
-        """The token of each row, `_NO_TOKEN` where there is none."""
-        logits = edited_logits(logits, sequences)
+    def _draw(self, logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> torch.Tensor:
+        """What the kernels do, in torch: the token of each row, `_NO_NUMBERS` if there is none."""
         best, token_ids = blockwise.largest(logits)
-        rows = [row for row, s in enumerate(sequences) if not s.params.is_greedy]
-        if rows:
-            numbers = self._uniforms([sequences[row] for row in rows])
-            if runs_fused(logits):
-                params = [sequences[row].params for row in rows]
-                index = to_device(rows, torch.int64, logits.device)
-                token_ids[index] = draw_in_one_pass(_rows(logits, rows), params, numbers)
-            else:
-                draws = dict(zip(rows, numbers, strict=True))
-                _draw_all(logits, [s.params for s in sequences], draws, token_ids)
-        return torch.where(best.isfinite(), token_ids, _NO_TOKEN).tolist()
+        drawing = [row for row, s in enumerate(sequences) if not s.params.is_greedy]
+        if drawing:
+            numbers = self._uniforms([sequences[row] for row in drawing])
+            draws = dict(zip(drawing, numbers, strict=True))
+            _draw_all(logits, [s.params for s in sequences], draws, token_ids)
+        return token_ids.masked_fill_(~best.isfinite(), _NO_NUMBERS)
 
     def _uniforms(self, sequences: SequenceOf[Sequence]) -> list[float]:
         """One number in [0, 1) for each sequence; from its own seed if it has one."""
@@ -118,19 +139,25 @@ class Sampler:
 
 
 def edited_logits(logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> torch.Tensor:
-    """`logits` [R, V] in fp32, with the biases, penalties and bans of the sequences."""
+    """`logits` [R, V] with the biases, penalties and bans of the sequences.
+
+    A copy in float32; `logits` themselves where no sequence has any.
+    """
     ruled, penalised = [], []
     for row, sequence in enumerate(sequences):
-        state, prompt = sequence.sampling, sequence.num_prompt_tokens
+        state = sequence.sampling
+        if state.rules is None and state.counts is None:
+            continue
+        prompt = sequence.num_prompt_tokens
         if state.rules is not None:
             banned = state.rules.banned(sequence.token_ids, prompt)
             ruled.append(RuledRow(row, state.rules, banned))
         if state.counts is not None:
             state.counts.catch_up(sequence.token_ids, prompt)
             penalised.append(PenalisedRow(row, sequence.params, state.counts))
-    edited = logits.float()
-    if edited is logits and (ruled or penalised):
-        edited = logits.clone()
+    if not (ruled or penalised):
+        return logits
+    edited = logits.to(torch.float32, copy=True)
     if ruled:
         apply_bias(edited, ruled)
     if penalised:
@@ -153,15 +180,22 @@ def _draw_all(
     draws: dict[int, float],
     token_ids: torch.Tensor,
 ) -> None:
-    """Draw a token for each row of `logits` that has a number in `draws`, into `token_ids`."""
-    few = [row for row in draws if are_likely_few(params[row])]
-    many = [row for row in draws if not are_likely_few(params[row])]
-    if few:
-        found, incomplete = among_likeliest(_rows(logits, few), [params[r] for r in few])
-        _draw(found, few, draws, token_ids)
-        many += compress(few, incomplete.tolist())
+    """Draw a token for each row of `logits` that has a number in `draws`, into `token_ids`.
+
+    How many of the likeliest tokens of a row are looked at is a matter of the row alone: sums of
+    more or fewer of them could differ in the last bit, and with it the token.
+    """
+    by_width: defaultdict[int | None, list[int]] = defaultdict(list)
+    for row in draws:
+        by_width[head_width(params[row])].append(row)
+    many = by_width.pop(None, [])
+    for width, rows in by_width.items():
+        chosen = _rows(logits, rows).float()
+        found, incomplete = among_likeliest(chosen, [params[row] for row in rows], width)
+        _draw(found, rows, draws, token_ids)
+        many += compress(rows, incomplete.tolist())
     if many:
-        found = whole_vocabulary(_rows(logits, many), [params[row] for row in many])
+        found = whole_vocabulary(_rows(logits, many).float(), [params[row] for row in many])
         _draw(found, many, draws, token_ids)
 
 
@@ -183,13 +217,13 @@ def _draw(
 
 
 def _record_logprobs(
-    logits: torch.Tensor, sequences: SequenceOf[Sequence], token_ids: list[int]
+    logits: torch.Tensor, sequences: SequenceOf[Sequence], token_ids: list[int | None]
 ) -> None:
     """Add what is known about the chosen tokens to the sequences that ask for it."""
     rows = [
         row
         for row, sequence in enumerate(sequences)
-        if sequence.params.logprobs is not None and token_ids[row] != _NO_TOKEN
+        if sequence.params.logprobs is not None and token_ids[row] is not None
     ]
     if rows:
         found = token_logprobs(
@@ -201,15 +235,3 @@ def _record_logprobs(
             known = sequences[row].sampling.logprobs
             del known[sequences[row].num_generated_tokens :]  # of a step that failed afterwards
             known.append(logprobs)
-
-
-def _explain_failures(
-    logits: torch.Tensor, sequences: SequenceOf[Sequence], token_ids: list[int]
-) -> None:
-    """Say in the state of each sequence without a token why it has none."""
-    for row, token_id in enumerate(token_ids):
-        if token_id == _NO_TOKEN:
-            sequence = sequences[row]
-            healthy = bool(logits[row].max().isfinite())
-            reason = _NOTHING_ALLOWED if healthy else _NOT_NUMBERS
-            sequence.sampling.failure = reason.format(len(sequence))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from collections.abc import Sequence as SequenceOf
 
+from assembler.engine.fused_sampling import row_of
 from assembler.engine.logit_rules import LogitRules
 from assembler.engine.logprobs import TokenLogprobs
 from assembler.engine.penalties import TokenCounts
@@ -35,6 +36,7 @@ class SamplingState:
         """
         self.params = params
         self.index = index
+        self.settings = row_of(params)  # as the kernels take them
         rules = LogitRules(params, end_token_ids, bad_words)
         self.rules: LogitRules | None = None if rules.is_empty else rules
         self.counts: TokenCounts | None = None

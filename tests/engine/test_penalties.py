@@ -113,3 +113,12 @@ def test_penalties_rule_greedy_choices_as_well():
     for _ in range(4):
         made.token_ids += Sampler().sample(logits, [made])
     assert made.generated_token_ids == [7, 8, 7, 8]
+
+
+def test_a_logit_that_a_penalty_makes_infinite_is_blamed_on_the_penalty():
+    logits = torch.zeros(2, VOCAB)
+    logits[:, 3] = 1e37
+    rows = [sequence([3], repetition_penalty=1e-2), sequence([3])]
+    assert Sampler(seed=0).sample(logits, rows) == [None, 3]
+    assert "use a repetition_penalty nearer to 1" in rows[0].sampling.failure
+    assert rows[1].sampling.failure is None

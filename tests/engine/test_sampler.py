@@ -12,7 +12,7 @@ from transformers import (
 
 from assembler.engine import candidates
 from assembler.engine.blockwise import invert_cdf
-from assembler.engine.candidates import among_likeliest, are_likely_few, whole_vocabulary
+from assembler.engine.candidates import among_likeliest, head_width, whole_vocabulary
 from assembler.engine.sampler import Sampler
 from assembler.engine.sampling_params import SamplingParams
 from assembler.engine.sequence import Sequence
@@ -125,12 +125,12 @@ def test_distributions_are_those_of_transformers(settings):
 def test_the_likeliest_tokens_give_the_same_as_the_whole_vocabulary(scale, monkeypatch):
     """Where all candidates are among them."""
     monkeypatch.setattr(candidates, "_HEADS", (24, 64))
-    settings = [s for s in SETTINGS if are_likely_few(SamplingParams(**s))] * 20
+    settings = [s for s in SETTINGS if head_width(SamplingParams(**s)) is not None] * 20
     settings = [s for s in settings if s.get("top_p") != 0.999999]  # no borders within rounding
     params = [SamplingParams(**s) for s in settings]
     logits = random_logits(len(params), seed=9, scale=scale)
     before = logits.clone()
-    found, incomplete = among_likeliest(logits, params)
+    found, incomplete = among_likeliest(logits, params, 64)
     assert torch.equal(logits, before), "the logits are the caller's"
     assert not incomplete.any()
     assert (found.token_ids.diff(dim=-1) > 0).all(), "in the order of the vocabulary"
@@ -143,7 +143,7 @@ def test_rows_whose_candidates_are_not_all_there_are_named(settings):
     """Few tokens hold the mass of the first row, the tokens of the second are all alike."""
     logits = torch.stack([torch.arange(VOCAB) * 2.0, torch.zeros(VOCAB)])
     params = [SamplingParams(**settings)] * 2
-    assert among_likeliest(logits, params)[1].tolist() == [False, True]
+    assert among_likeliest(logits, params, 64)[1].tolist() == [False, True]
     tokens = Sampler(seed=0).sample(logits[1:].expand(2000, -1), [sequence(**settings)] * 2000)
     assert set(tokens) == set(range(VOCAB))
 
@@ -152,7 +152,7 @@ def test_a_nucleus_of_more_tokens_than_are_looked_at():
     """min-p leaves all tokens: top-p counts the mass of all, also of those nobody looked at."""
     settings = {"min_p": 1e-3, "top_p": 0.7}
     logits = -torch.linspace(0, 1, VOCAB)[None]
-    assert among_likeliest(logits, [SamplingParams(**settings)])[1].tolist() == [True]
+    assert among_likeliest(logits, [SamplingParams(**settings)], 64)[1].tolist() == [True]
     tokens = Sampler(seed=0).sample(logits.expand(4000, -1), [sequence(**settings)] * 4000)
     expected = reference_distribution(logits[0].double().numpy(), **settings)
     assert 50 < len(set(tokens)) == (expected > 0).sum()
@@ -168,6 +168,28 @@ def test_a_row_does_not_depend_on_the_rows_beside_it():
             together[row] / together[row].sum(), alone[0] / alone[0].sum(), atol=1e-6
         ), SETTINGS[row]
         assert torch.equal(together[row] > 0, alone[0] > 0)
+
+
+def test_how_many_tokens_are_looked_at_is_a_matter_of_the_row_alone(monkeypatch):
+    """Another number of tokens could be another sum in the last bit."""
+    monkeypatch.setattr(candidates, "_HEADS", (24, 64))
+    mixed = [{"top_p": 0.3}, {"top_k": 40}, {"top_k": 5}, {}, {"top_k": 60}, {"min_p": 0.5}]
+    seen = []
+
+    def spied(logits, params, width):
+        seen.extend((p, width) for p in params)
+        return among_likeliest(logits, params, width)
+
+    monkeypatch.setattr("assembler.engine.sampler.among_likeliest", spied)
+    rows = [sequence(seed=number, **settings) for number, settings in enumerate(mixed)]
+    logits = random_logits(len(rows), seed=3)
+    together = Sampler().sample(logits, rows)
+    widths = dict(seen)
+    assert [widths.get(row.params) for row in rows] == [24, 64, 24, None, None, 24]
+    seen.clear()
+    for number, row in enumerate(rows):
+        assert Sampler().sample(logits[number : number + 1], [row]) == [together[number]]
+    assert dict(seen) == widths
 
 
 def test_draws_follow_the_distribution():
