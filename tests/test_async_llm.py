@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from tiny_llama import save_llama
+from engine_gate import Gate, engine_of, finished
+from tiny_llama import chatml, save_llama
 
-from assembler import LLM, SamplingParams
-from assembler.async_llm import AsyncLLM, EngineDeadError
-from assembler.errors import OptionError, RequestError, TokenizerError
+from assembler import LLM, AsyncLLM, SamplingParams
+from assembler.errors import OptionError, RequestError
+from assembler.tokenizer import Tokenizer
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
 LONG = SamplingParams(temperature=0.0, max_tokens=150, ignore_eos=True)
@@ -32,15 +34,11 @@ def expected(folder: Path) -> list[str]:
     return [output.outputs[0].text for output in LLM(folder).generate(TEXTS, GREEDY, False)]
 
 
-def engine_of(llm: AsyncLLM):
-    return llm._llm.engine
-
-
 def test_many_tasks_get_what_llm_gives(folder: Path, expected: list[str]):
     async def main():
         async with AsyncLLM(folder, max_num_seqs=5) as llm:
             outputs = await asyncio.gather(*(llm.generate(text, GREEDY) for text in TEXTS * 4))
-        engine_of(llm).check_integrity()
+            engine_of(llm).check_integrity()
         return [output.outputs[0].text for output in outputs]
 
     assert asyncio.run(main()) == expected * 4
@@ -63,19 +61,86 @@ def test_a_stream_grows_to_what_generate_gives(folder: Path, expected: list[str]
 def test_a_cancelled_task_ends_its_request(folder: Path, expected: list[str]):
     async def main():
         async with AsyncLLM(folder) as llm:
+            gate = Gate(engine_of(llm))
             task = asyncio.create_task(llm.generate("Hello", LONG))
-            async for _ in llm.stream("Hello", LONG):
-                break  # left early
+            await gate.entered()
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            with pytest.raises(asyncio.TimeoutError):
+            with pytest.raises(asyncio.TimeoutError):  # whatever the time: no step ends
                 await asyncio.wait_for(llm.generate("Hello", LONG), 0.001)
+            gate.open()
+            async for _ in llm.stream("Hello", LONG):
+                break  # left early
             output = await llm.generate(TEXTS[0], GREEDY)
             assert output.outputs[0].text == expected[0]
-            while not engine_of(llm).is_finished():
-                await asyncio.sleep(0.001)
-        engine_of(llm).check_integrity()
+            await finished(llm)
+            engine_of(llm).check_integrity()
+
+    asyncio.run(main())
+
+
+def test_a_request_is_aborted_by_its_name(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    async def main():
+        async with AsyncLLM(folder) as llm:
+            gate = Gate(engine_of(llm))
+            running = asyncio.create_task(llm.generate("Hello", LONG, request_id="mine"))
+            await gate.entered()
+            with pytest.raises(RequestError, match="'mine' is taken by an unfinished request"):
+                await llm.generate("Hello", LONG, request_id="mine")
+            await llm.abort("mine")
+            await llm.abort("nobody's")
+            early = asyncio.create_task(llm.generate("Hello", LONG, request_id="early"))
+            await asyncio.sleep(0)  # its prompt is being encoded, or just was
+            await llm.abort("early")
+            gate.open()
+            for call, name in ((running, "mine"), (early, "early")):
+                output = await call
+                assert output.request_id == name and output.error is None
+                assert output.outputs[0].finish_reason == "abort"
+            streamed = [o async for o in llm.stream("Hello", GREEDY, request_id="mine")]
+            assert {o.request_id for o in streamed} == {"mine"}
+            assert streamed[-1].outputs[0].finish_reason in ("stop", "length")
+
+    asyncio.run(main())
+
+
+def test_texts_are_encoded_and_rendered_beside_the_loop_and_the_engine(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    async def main():
+        async with AsyncLLM(folder) as llm:
+            threads = []
+            for name in ("encode", "apply_chat_template"):
+                call = getattr(Tokenizer, name)
+
+                def noted(*args, call=call, **options):
+                    threads.append(threading.current_thread())
+                    return call(*args, **options)
+
+                monkeypatch.setattr(Tokenizer, name, noted)
+            output = await llm.generate("Hello", GREEDY)
+            assert output.prompt == "Hello" and len(threads) == 1
+            output = await llm.chat([{"role": "user", "content": "Hi"}], GREEDY)
+            assert output.prompt == chatml("Hi") and len(threads) == 3
+            busy = {threading.main_thread().name, "engine"}
+            assert not busy & {thread.name for thread in threads}
+
+    asyncio.run(main())
+
+
+def test_options_of_a_chat(folder: Path):
+    messages = [{"role": "user", "content": "Hi"}]
+    template = "{{ messages[0].content }}{% if tools %}?{% endif %} {{ think }}"
+    options = {"chat_template": template, "tools": [{}], "chat_template_kwargs": {"think": 1}}
+
+    async def main():
+        async with AsyncLLM(folder) as llm:
+            output = await llm.chat(messages, GREEDY, request_id="x", **options)
+            assert (output.prompt, output.request_id) == ("Hi? 1", "x")
+            assert llm.chat_prompt(messages, **options) == output.prompt_token_ids
+            with pytest.raises(OptionError, match="'enable_thinking': here it goes into"):
+                await llm.chat(messages, GREEDY, enable_thinking=False)
 
     asyncio.run(main())
 
@@ -87,23 +152,23 @@ def test_tasks_that_come_and_go_on_a_small_cache(folder: Path):
     alone = LLM(folder).generate(prompts, params, use_tqdm=False)
     page_bytes = 2 * 4 * 2 * 8 * 4 * 3  # keys, values; 4 tokens; 2 heads of 8; float32; 3 layers
 
-    async def serve(llm: AsyncLLM, number: int) -> list[int] | None:
-        await asyncio.sleep(rng.random() * 0.01)
-        limit = 0.03 if number % 3 == 0 else None
-        try:
-            call = llm.generate(prompts[number], params[number])
-            return (await asyncio.wait_for(call, limit)).outputs[0].token_ids
-        except asyncio.TimeoutError:
-            return None
+    async def serve(llm: AsyncLLM, number: int) -> list[int]:
+        if number % 3:
+            return (await llm.generate(prompts[number], params[number])).outputs[0].token_ids
+        most = rng.randint(1, params[number].max_tokens)
+        async for output in llm.stream(prompts[number], params[number]):
+            token_ids = output.outputs[0].token_ids
+            if len(token_ids) >= most:
+                break
+        return token_ids
 
     async def main():
         cache = {"kv_cache_memory_bytes": 40 * page_bytes, "page_size": 4}
         async with AsyncLLM(folder, max_num_seqs=8, max_num_batched_tokens=30, **cache) as llm:
             found = await asyncio.gather(*(serve(llm, number) for number in range(len(prompts))))
-            while not engine_of(llm).is_finished():
-                await asyncio.sleep(0.001)
-            assert llm.stats.num_preemptions > 0
-        engine_of(llm).check_integrity()
+            await finished(llm)
+            engine_of(llm).check_integrity()
+        assert llm.stats.num_preemptions > 0
         return found
 
     found = asyncio.run(main())
@@ -111,75 +176,4 @@ def test_tasks_that_come_and_go_on_a_small_cache(folder: Path):
         if number % 3:
             assert token_ids == output.outputs[0].token_ids
         else:
-            assert token_ids in (None, output.outputs[0].token_ids)
-
-
-def test_what_cannot_be_served_fails_alone(folder: Path, expected: list[str]):
-    async def main():
-        async with AsyncLLM(folder) as llm:
-            *refused, good = await asyncio.gather(
-                llm.generate("", GREEDY),
-                llm.generate([999], GREEDY),
-                llm.generate(["a", "b"], GREEDY),
-                llm.generate("x" * 300, GREEDY),
-                llm.generate(TEXTS[0], GREEDY),
-                return_exceptions=True,
-            )
-            assert [type(error) for error in refused] == [RequestError] * 4
-            assert good.outputs[0].text == expected[0]
-            with pytest.raises(OptionError, match="sampling_params is"):
-                await llm.generate("a", {"temperature": 0.0})
-            with pytest.raises(OptionError, match="unknown option 'max_token'"):
-                await llm.generate("a", SamplingParams(max_token=3))
-
-    asyncio.run(main())
-
-
-def test_engine_death_reaches_everybody(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    async def main():
-        llm = AsyncLLM(folder)
-        step, calls = engine_of(llm).step, []
-
-        def fails():
-            calls.append(1)
-            if len(calls) > 3:
-                raise RuntimeError("the device is gone")
-            return step()
-
-        monkeypatch.setattr(engine_of(llm), "step", fails)
-        ends = await asyncio.gather(
-            *(llm.generate(text, LONG) for text in TEXTS), return_exceptions=True
-        )
-        assert all(isinstance(end, EngineDeadError) for end in ends)
-        assert all("the device is gone" in str(end.__cause__) for end in ends)
-        assert not llm.is_alive
-        with pytest.raises(EngineDeadError, match="the device is gone"):
-            await llm.generate("a", GREEDY)
-        await llm.close()
-
-    asyncio.run(main())
-
-
-def test_after_close_nothing_is_served(folder: Path):
-    async def main():
-        async with AsyncLLM(folder) as llm:
-            open_call = asyncio.create_task(llm.generate("Hello", LONG))
-            await asyncio.sleep(0.01)
-        with pytest.raises(EngineDeadError, match="closed"):
-            await open_call
-        with pytest.raises(EngineDeadError, match="closed"):
-            await llm.generate("a", GREEDY)
-        await llm.close()
-
-    asyncio.run(main())
-
-
-def test_options_and_errors_are_those_of_llm(tmp_path: Path):
-    with pytest.raises(
-        OptionError, match=r"unknown option 'page_sise'\. Did you mean 'page_size'\?"
-    ):
-        AsyncLLM(tmp_path, page_sise=3)
-    save_llama(tmp_path, tokenizer=False)
-    llm = AsyncLLM(tmp_path, load="dummy")
-    with pytest.raises(TokenizerError, match="without tokenizer"):
-        llm.chat_prompt([{"role": "user", "content": "Hi"}])
+            assert token_ids and token_ids == output.outputs[0].token_ids[: len(token_ids)]

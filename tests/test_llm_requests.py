@@ -52,10 +52,10 @@ def test_a_stream_that_is_closed_within_a_step_leaves_the_engine_alone(
     dropped, kept = llm.stream("a", LONG), llm.stream("b", LONG)
     request_id = next(dropped).request_id
 
-    def closing(batch):
+    def closing(*args):
         dropped.close()
         calls.append("step")
-        return execute(batch)
+        return execute(*args)
 
     def noted(request_id: str):
         calls.append(request_id)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from tiny_checkpoints import make_checkpoint
 
 from assembler import LLM, SamplingParams
-from assembler.errors import OptionError, RankError
+from assembler.errors import OptionError, RankError, RequestError
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
 PROMPTS = [[5, 9, 3], [7] * 20, [1, 2]]
@@ -58,7 +58,7 @@ def test_two_models_side_by_side_give_the_text_of_one_process(folder: Path) -> N
         assert tokens(first) == tokens(second) == expected
         pids = [*first._ranks.processes.pids.values(), *second._ranks.processes.pids.values()]
         assert len(pids) == 2 and all(map(is_running, pids))
-    with pytest.raises(RankError, match="has been closed"):
+    with pytest.raises(RequestError, match="has been closed"):
         tokens(second)
     assert tokens(first) == expected  # it goes on
     del first
