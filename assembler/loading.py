@@ -24,6 +24,7 @@ from assembler.model.conf_files import ancestry, search_roots
 from assembler.model.detect import detect_conf
 from assembler.model.dry_run import blaming_equations
 from assembler.model.spec import ModelSpec
+from assembler.weights.cache_scales import apply_cache_scales
 from assembler.weights.dummy import dummy_load
 from assembler.weights.execute import materialize, reset_buffers, tie_weights
 from assembler.weights.fill import Mmap, Progress, fill_model
@@ -50,6 +51,7 @@ class Assembly:
     hub_map: str | Path = ""  # the map that the conf names, for checkpoints as the Hub has them
     roots: tuple[Path, ...] = ()  # the folders in which confs and maps were looked for
     overrides: tuple[str, ...] = ()  # of the conf
+    fp8_cache: bool = False  # the plan reads the scales of such a KV cache
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ def assemble(
     weights: bool = True,
     download: bool = True,
     rewrites: str | Sequence[str] = "all",
+    fp8_cache: bool = False,
 ) -> Assembly:
     """Find, read the headers of, build and plan a model; no weight is read.
 
@@ -85,6 +88,7 @@ def assemble(
         download: False leaves the weights of a Hub repository there; the result can be looked
             into, not loaded. Otherwise they are fetched once the headers show that they fit.
         rewrites: which graph rewrites to apply.
+        fp8_cache: whether the KV cache will be one of 8 bits, whose scales are then read.
 
     Raises:
         AssemblerError: whatever of this cannot be done, and what to do about it. What is wrong
@@ -108,7 +112,7 @@ def assemble(
     hub_map = _hub_map(spec, conf, roots)
     modules = [path for path, _ in model.named_modules()]
     weight_map = load_weight_map(source.format_map or hub_map, roots, modules)
-    plan = _plan(weight_map, model, source.index, overrides)
+    plan = _plan(weight_map, model, source.index, overrides, fp8_cache)
     assembly = Assembly(
         spec=spec,
         model=model,
@@ -120,6 +124,7 @@ def assemble(
         hub_map=hub_map,
         roots=tuple(roots),
         overrides=tuple(overrides),
+        fp8_cache=fp8_cache,
     )
     return _downloaded(assembly) if download and source.index.remote else assembly
 
@@ -132,7 +137,8 @@ def assemble_rank(assembly: Assembly, tp: TensorParallel) -> Assembly:
     """
     assert assembly.weight_map is not None and assembly.index is not None, "assemble with weights"
     model = build_model(assembly.spec, tp)
-    plan = _plan(assembly.weight_map, model, assembly.index, assembly.overrides)
+    about = (assembly.overrides, assembly.fp8_cache)
+    plan = _plan(assembly.weight_map, model, assembly.index, *about)
     return replace(assembly, model=model, plan=plan)
 
 
@@ -141,15 +147,20 @@ def _downloaded(assembly: Assembly) -> Assembly:
     assembly.plan.raise_for_findings()
     path = resolve_checkpoint(str(assembly.path))
     index = read_checkpoint_index(path)
-    plan = _plan(assembly.weight_map, assembly.model, index, assembly.overrides)
+    about = (assembly.overrides, assembly.fp8_cache)
+    plan = _plan(assembly.weight_map, assembly.model, index, *about)
     return replace(assembly, path=path, config=index.config, index=index, plan=plan)
 
 
 def _plan(
-    weight_map: WeightMap, model: nn.Module, index: CheckpointIndex, overrides: Sequence[str]
+    weight_map: WeightMap,
+    model: nn.Module,
+    index: CheckpointIndex,
+    overrides: Sequence[str],
+    fp8_cache: bool,
 ) -> LoadPlan:
     """The plan, its findings in terms of the overrides and nulls that are behind them."""
-    plan = plan_load(weight_map, model, index, cut=_cut(overrides))
+    plan = plan_load(weight_map, model, index, cut=_cut(overrides), fp8_cache=fp8_cache)
     findings = blame_taken_back(blame_overrides(plan, overrides), weight_map)
     return replace(plan, findings=tuple(findings))
 
@@ -191,6 +202,8 @@ def load_weights(
         dummy_load(model, seed)
     else:
         fill_model(plan, model, assembly.index, dtype, device, mmap=mmap, progress=progress)
+        if assembly.fp8_cache:
+            apply_cache_scales(plan.cache_scales, model, assembly.index)
     reset_buffers(model, device)
     tie_weights(model)
     return model.eval()

@@ -183,6 +183,7 @@ def _assemble(model: str | Path | None, options: LLMOptions, tp: TensorParallel 
         tp=tp,
         weights=options.load != "dummy",
         rewrites=options.rewrites,
+        fp8_cache=options.kv_cache_dtype == "fp8",
     )
     check_lengths(options, assembly.spec.max_length)
     return assembly

@@ -96,5 +96,10 @@ class AlibiAttn(SelfAttention):
 
     def options(self) -> AttentionOptions:
         """What there is besides the softmax over q·k."""
-        slopes = self.alibi.slopes
-        return AttentionOptions(scale=self.scale, alibi_slopes=slopes, alibi_rounded=self.rounded)
+        return AttentionOptions(
+            scale=self.scale,
+            alibi_slopes=self.alibi.slopes,
+            alibi_rounded=self.rounded,
+            k_scale=self.k_scale,
+            v_scale=self.v_scale,
+        )

@@ -100,7 +100,8 @@ class RopeAttn(SelfAttention):
         q, k, v = heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=-2)
         if self.qk_norm is not None and steps.norm is None:
             q, k = self.qk_norm(self.q_norm, q), self.qk_norm(self.k_norm, k)
-        return rope_store_kv(q, k, v, k_cache, v_cache, ctx.paged.slot_mapping, steps)
+        scales = (self.k_scale, self.v_scale)
+        return rope_store_kv(q, k, v, k_cache, v_cache, ctx.paged.slot_mapping, steps, *scales)
 
     def _steps(self, heads: torch.Tensor, ctx: ForwardContext) -> HeadSteps | None:
         """What `prepare` does, but for a norm over all heads before the rest; None: more than that.
@@ -159,6 +160,8 @@ class RopeAttn(SelfAttention):
             chunk=self.chunk,
             softcap=self.softcap,
             sinks=self.sinks,
+            k_scale=self.k_scale,
+            v_scale=self.v_scale,
         )
 
     def shard_dims(self) -> dict[str, ShardDim]:

@@ -51,6 +51,7 @@ class LatentAttn(nn.Module):
 
     role: ClassVar[str] = "attention"
     cache_index: int  # which of a pass's kv_caches is this block's; the model's builder counts them
+    k_scale: float = 1.0  # what 1 in a cache of 8 bits stands for, as the checkpoint says
 
     def __init__(
         self,
@@ -156,10 +157,18 @@ class LatentAttn(nn.Module):
         q = torch.cat((_per_head(q_nope, to_keys), q_rope), dim=-1)
         k = torch.cat((latent.unsqueeze(-2), k_rope), dim=-1)
         k_cache, _ = ctx.kv_caches[self.cache_index]
-        ctx.attention.store_kv(k, None, k_cache, None, ctx.paged.slot_mapping)
-        options = AttentionOptions(scale=self.scale, value_dim=self.rank)
+        ctx.attention.store_kv(k, None, k_cache, None, ctx.paged.slot_mapping, self.k_scale)
+        scales = {"k_scale": self.k_scale, "v_scale": self.k_scale}
+        options = AttentionOptions(scale=self.scale, value_dim=self.rank, **scales)
         read = ctx.attention.attend(q, k_cache, None, ctx.paged, options)
         return _per_head(read, to_values.transpose(1, 2))
+
+    def cached_parts(self) -> dict[str, tuple[str, str]]:
+        """(parameter, part) that makes what is cached, by kind; the values are a part of the keys.
+
+        Checkpoints may hold a scale for both.
+        """
+        return {"k": ("kv_a.weight", "latent"), "v": ("kv_a.weight", "latent")}
 
     def cache_spec(self) -> CacheSpec:
         """The memory this block needs: a latent and a rotated key for each token."""

@@ -31,6 +31,9 @@ class SelfAttention(nn.Module):
 
     role: ClassVar[str] = "attention"
     cache_index: int  # which of a pass's kv_caches is this block's; the model's builder counts them
+    # What 1 in a KV cache of 8 bits stands for; given by the checkpoint where it has scales.
+    k_scale: float = 1.0
+    v_scale: float = 1.0
 
     def __init__(
         self,
@@ -71,7 +74,8 @@ class SelfAttention(nn.Module):
         """Store the keys and values of a paged step's projections; its queries [T, H, D]."""
         q, k, v = self.prepare(heads, ctx)
         k_cache, v_cache = ctx.kv_caches[self.cache_index]
-        ctx.attention.store_kv(k, v, k_cache, v_cache, ctx.paged.slot_mapping)
+        scales = (self.k_scale, self.v_scale)
+        ctx.attention.store_kv(k, v, k_cache, v_cache, ctx.paged.slot_mapping, *scales)
         return q
 
     def prepare(self, heads: torch.Tensor, ctx: ForwardContext) -> tuple[torch.Tensor, ...]:
@@ -89,7 +93,11 @@ class SelfAttention(nn.Module):
 
     def options(self) -> AttentionOptions:
         """What there is besides the softmax over q·k."""
-        return AttentionOptions(scale=self.scale)
+        return AttentionOptions(scale=self.scale, k_scale=self.k_scale, v_scale=self.v_scale)
+
+    def cached_parts(self) -> dict[str, tuple[str, str]]:
+        """(parameter, part) that makes the cached keys and values, by kind."""
+        return {"k": ("qkv.weight", "k"), "v": ("qkv.weight", "v")}
 
     def cache_spec(self) -> CacheSpec:
         """The KV memory this block needs on this rank."""

@@ -401,6 +401,11 @@ def quantization() -> Example:
     )
 
 
+def cache_scales() -> Example:
+    norm = rand(5)
+    return Example({"norm.weight": plain(5)}, {"model.norm.weight": norm}, {"norm.weight": norm})
+
+
 def dequantize() -> Example:
     values, scale = rand(4, 5).to(torch.float8_e5m2), rand(1)
     blocks = torch.full((EXPERTS, 3, 2, 16), 0x2F, dtype=torch.uint8)  # -6, 1, -6, 1, ...
@@ -481,6 +486,7 @@ EXAMPLES: dict[str, Callable[[], Example]] = {
     "prefixes": prefixes,
     "roots": roots,
     "quantization": quantization,
+    "cache_scales": cache_scales,
     "dequantize": dequantize,
     "ignore": ignore,
     "tp": tp,

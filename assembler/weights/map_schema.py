@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
+from assembler.weights.cache_scales import cache_scale_schema
 from assembler.weights.gguf_config import FIELD_FORMS
 from assembler.weights.map_options import PER_WORDS, ROPE_ENDS, ParameterType
 from assembler.weights.map_rules import ITEM_KEYS, RULE_KEYS, SETTINGS
@@ -134,6 +135,7 @@ _SECTIONS: dict[str, dict[str, Any]] = {
         "additionalProperties": _SCHEME,
         "description": "Formats of quantised releases, by quant_method of config.json.",
     },
+    "cache_scales": cache_scale_schema(_NAME, _NAMES),
     "config": {
         "type": "object",
         "additionalProperties": {"$ref": "#/$defs/field"},

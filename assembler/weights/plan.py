@@ -6,13 +6,14 @@ and progress bars read it; only `execute_plan` has effects.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import nn
 
 from assembler.errors import CheckpointError, did_you_mean
+from assembler.weights.cache_scales import CacheScale, find_cache_scales
 from assembler.weights.collector import collector_paused
 from assembler.weights.finding import Finding
 from assembler.weights.index import CheckpointIndex, TensorInfo
@@ -74,6 +75,7 @@ class LoadPlan:
     constants: tuple[Constant, ...] = ()
     dtypes: Mapping[str, ParameterType] = field(default_factory=dict)  # whatever the load's dtype
     naming: Naming = field(default_factory=Naming)  # of the checkpoint against the map's
+    cache_scales: tuple[CacheScale, ...] = ()  # to be read, of an 8-bit KV cache
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -100,7 +102,12 @@ class LoadPlan:
 
 
 def plan_load(
-    weight_map: WeightMap, model: nn.Module, index: CheckpointIndex, *, cut: str | None = None
+    weight_map: WeightMap,
+    model: nn.Module,
+    index: CheckpointIndex,
+    *,
+    cut: str | None = None,
+    fp8_cache: bool = False,
 ) -> LoadPlan:
     """Work out how `index` fills `model`, without reading weights or changing anything.
 
@@ -111,16 +118,21 @@ def plan_load(
         index: the checkpoint's headers.
         cut: why the model was given fewer layers than the checkpoint has; the tensors of the
             others are then left out with this reason instead of being findings.
+        fp8_cache: whether the KV cache will be one of 8 bits, whose scales are then read.
 
     Returns:
         The plan. Nothing is raised for a checkpoint that does not fit: that is in `findings`.
     """
     with collector_paused():
-        return _plan(weight_map, model, index, cut)
+        return _plan(weight_map, model, index, cut, fp8_cache)
 
 
 def _plan(
-    weight_map: WeightMap, model: nn.Module, index: CheckpointIndex, cut: str | None
+    weight_map: WeightMap,
+    model: nn.Module,
+    index: CheckpointIndex,
+    cut: str | None,
+    fp8_cache: bool,
 ) -> LoadPlan:
     parameters = read_parameters(model)
     matched = match_rules(weight_map, parameters)
@@ -130,16 +142,18 @@ def _plan(
     naming, found = choose_naming(weight_map.prefixes, recipes, tensors)
     resolver = SourceResolver(pairing.index, naming, parameters.untied_heads)
     resolution = resolver.resolve(matched.ways)
-    left = [
-        info
-        for name, info in tensors.items()
-        if name not in resolution.claimed and name not in resolution.reported
-    ]
+    taken = {*resolution.claimed, *resolution.reported}
+    spare = {name: info for name, info in tensors.items() if name not in taken}
+    scales = find_cache_scales(
+        model, resolution.pieces, spare, weight_map.cache_scales, wanted=fp8_cache
+    )
+    left = [info for name, info in spare.items() if name not in scales.names]
     ignores = replace(weight_map, ignore=(*weight_map.ignore, *pairing.ignore))
     aside, unclaimed = sort_unclaimed(ignores, parameters, left, naming, matched.misfits, cut)
+    aside += [IgnoredTensor(spare[name], why) for name, why in scales.aside.items()]
     ignored = [half for item in aside for half in pairing.halves_of(item)]
     issues = [*matched.issues, *pairing.explained([*resolution.issues, *unclaimed])]
-    issues += pairing.issues
+    issues += [*pairing.issues, *scales.issues]
     if not found and recipes:  # one prefix is the cause of all that is missing and unclaimed
         issues = list(foreign_prefix(weight_map, matched.ways, tensors)) or issues
     if pairing.refusal is not None:  # the cause of all else, or of nothing
@@ -156,10 +170,11 @@ def _plan(
         ties=tuple(resolution.ties),
         ignored=tuple(ignored),
         findings=(*index.findings, *_findings(issues)),
-        totals=_totals(index, tensors, parameters, resolution, ignored),
+        totals=_totals(index, tensors, parameters, resolution, ignored, scales.wanted),
         constants=tuple(resolution.constants),
         dtypes=matched.dtypes,
         naming=naming,
+        cache_scales=scales.wanted,
     )
 
 
@@ -169,9 +184,11 @@ def _totals(
     parameters: ModelParameters,
     resolution: Resolution,
     ignored: list[IgnoredTensor],
+    scales: Iterable[CacheScale],
 ) -> Totals:
     covered = [info for name in resolution.used for info in tensors_of(tensors[name])]
     covered += [item.info for item in ignored]
+    covered += {scale.info.name: scale.info for scale in scales}.values()
     return Totals(
         tensors=len(index.tensors),
         tensors_covered=len(covered),

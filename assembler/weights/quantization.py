@@ -29,7 +29,7 @@ class Scheme:
 
 
 _ACTIVATIONS = "activations are not quantised here"
-_CACHE = "the KV cache is not quantised here"
+_CACHE = "a scale of an 8-bit KV cache, beside no attention of this model"
 
 # `X.weight` with `X.weight_scale_inv` (DeepSeek-V3, transformers) or `X.weight_scale` (vLLM,
 # compressed-tensors); `X_blocks` with `X_scales` (gpt-oss).
@@ -42,6 +42,8 @@ FORMATS: dict[str, Scheme] = {
             ("*.activation_scale", _ACTIVATIONS),
             ("*.k_scale", _CACHE),
             ("*.v_scale", _CACHE),
+            ("*.q_scale", _ACTIVATIONS),
+            ("*.prob_output_scale", _ACTIVATIONS),
         ),
     ),
     "mxfp4": Scheme("mxfp4", values="_blocks", scales=("_scales",)),

@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 from assembler.blocks.parallel import ShardKind
 from assembler.errors import WeightMapError, did_you_mean
+from assembler.weights.cache_scales import NAMES, parse_cache_scales
 from assembler.weights.gguf_config import Field, Header, parse_config, translate_config
 from assembler.weights.ignores import Ignore, parse_ignores
 from assembler.weights.map_checks import rule_conflicts
@@ -25,7 +26,10 @@ from assembler.weights.quantization import Scheme, parse_quantization
 from assembler.weights.tp_entries import names_target, tp_hint
 from assembler.weights.yaml_marks import Marked, display_path, load_marked
 
-MAP_KEYS = ("extends", "prefixes", "quantization", "config", "weights", "tp", "ignore")
+MAP_KEYS = (
+    *("extends", "prefixes", "quantization", "cache_scales"),
+    *("config", "weights", "tp", "ignore"),
+)
 SPLIT_KINDS = tuple(kind for kind in get_args(ShardKind) if kind != "replicated")
 
 # The folder of the shipped `weight_maps`, searched last.
@@ -43,6 +47,7 @@ class WeightMap:
     ignore: tuple[Ignore, ...]
     config: Mapping[str, Field] | None  # GGUF maps only
     quantization: Mapping[str, Scheme] = field(default_factory=dict)  # by quant_method
+    cache_scales: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: NAMES)  # by kind
 
     def translate_config(self, metadata: Mapping[str, Any], tensors: Mapping) -> dict[str, Any]:
         """The config.json-like fields of a GGUF file with this metadata and these tensors."""
@@ -74,13 +79,14 @@ def load_weight_map(
     ignore = _attempt(problems, parse_ignores, chain) or ()
     config = _attempt(problems, _config, chain)
     quantization = _attempt(problems, parse_quantization, chain) or {}
+    scales = _attempt(problems, parse_cache_scales, chain) or {}
     whole = [] if problems else rules  # roots cannot be told from those of refused rules
     prefixes = _attempt(problems, parse_prefixes, chain, whole) or (Naming(),)
     if problems:
         raise WeightMapError("\n".join(problems))
     files = tuple(marked.path for marked in chain)
     name = str(name_or_path).removesuffix(".yaml")
-    return WeightMap(name, files, tuple(rules), prefixes, ignore, config, quantization)
+    return WeightMap(name, files, tuple(rules), prefixes, ignore, config, quantization, scales)
 
 
 def _read_chain(name: str, roots: Sequence[Path]) -> list[Marked]:
@@ -134,7 +140,8 @@ def _check_top_level(marked: Marked) -> None:
                 f"{marked.where(key)}: unknown key '{key}'; a weight map has "
                 f"{', '.join(MAP_KEYS)}.{hint}"
             )
-    kinds = dict.fromkeys(("weights", "tp", "ignore", "quantization"), dict) | {"prefixes": list}
+    mappings = ("weights", "tp", "ignore", "quantization", "cache_scales")
+    kinds = dict.fromkeys(mappings, dict) | {"prefixes": list}
     for key, kind in kinds.items():
         value = marked.data.get(key)
         if value is not None and not isinstance(value, kind):
