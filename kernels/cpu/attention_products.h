@@ -3,9 +3,9 @@
 // Many rows meet panels in memory. For a few a panel is not worth writing: its vectors are used as
 // they come, while the sums stay in registers. Both add in the same order, to the same bits.
 #pragma once
-#include "tile.h"
+#include "few_rows.h"
 
-constexpr int FEW_ROWS = 8;  // their sums and 16 vectors of a panel fit into the registers
+constexpr int FEW_QUERIES = 8;  // up to which that is the fastest way
 
 // `rows` of x against a panel, a tile at a time.
 template <typename T>
@@ -17,34 +17,6 @@ static void run_tiles(const T* x, int64_t stride, int64_t k, const uint32_t* pan
         run_tile(Tile<T>{x + row * stride, stride, k, panel, out + row * COLUMNS, add}, count);
         row += count;
     }
-}
-
-// ROWS of q, of k numbers (whole units), against 16 keys; sums to `out`, rows 32 apart.
-template <typename T, int ROWS>
-__attribute__((noinline)) static void few_scores(const T* q, int64_t k, const T* const* keys,
-                                                 float* out) {
-    vec sum[ROWS];
-#pragma GCC unroll 8
-    for (int r = 0; r < ROWS; ++r) sum[r] = vec{};
-    for (int64_t start = 0; start < k; start += BLOCK * PER_UNIT<T>) {
-        int64_t units = std::min<int64_t>(BLOCK, (k - start) / PER_UNIT<T>);
-        uvec part[LANES];
-#pragma GCC unroll 16
-        for (int i = 0; i < LANES; ++i) part[i] = read_units(keys[i], start, k);
-        transpose(part);
-#pragma GCC unroll 16
-        for (int i = 0; i < LANES; ++i) {
-            if (i >= units) break;
-#pragma GCC unroll 8
-            for (int r = 0; r < ROWS; ++r) {
-                uint32_t unit;
-                memcpy(&unit, q + r * k + start + i * PER_UNIT<T>, sizeof unit);
-                sum[r] = add_products<T>(sum[r], uvec{} + unit, part[i]);
-            }
-        }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < ROWS; ++r) store(out + r * COLUMNS, sum[r]);
 }
 
 // ROWS of weights, `stride` apart, of as many units as values have; the `count` numbers of these
@@ -73,15 +45,7 @@ __attribute__((noinline)) static void few_values(const T* weights, int64_t strid
         for (int c = 0; c < 2; ++c) store(out + r * COLUMNS + c * LANES, sum[r][c]);
 }
 
-template <typename T, int ROWS = FEW_ROWS>
-static inline void run_few_scores(int rows, const T* q, int64_t k, const T* const* keys,
-                                  float* out) {
-    if (rows == ROWS)
-        few_scores<T, ROWS>(q, k, keys, out);
-    else if constexpr (ROWS > 1)
-        run_few_scores<T, ROWS - 1>(rows, q, k, keys, out);
-}
-template <typename T, int ROWS = FEW_ROWS>
+template <typename T, int ROWS = FEW_QUERIES>
 static inline void run_few_values(int rows, const T* weights, int64_t stride, int64_t units,
                                   const T* const* values, int64_t d, int count, float* out) {
     if (rows == ROWS)
@@ -95,10 +59,10 @@ static inline void run_few_values(int rows, const T* weights, int64_t stride, in
 template <typename T, typename Call>
 static void panel_scores(const T* q, int64_t rows, int64_t k, const T* const* keys,
                          uint32_t* panel, float* out, Call call) {
-    if (rows <= FEW_ROWS && k % PER_UNIT<T> == 0) {
+    if (rows <= FEW_QUERIES && takes_few_rows<T>(rows, k)) {
         for (int half = 0; half < COLUMNS; half += LANES) {
             call();
-            run_few_scores((int)rows, q, k, keys + half, out + half);
+            run_few_rows<T, FEW_QUERIES, false>({q, k, k, keys + half, out + half}, rows);
         }
         return;
     }
@@ -115,7 +79,7 @@ static void panel_values(const T* weights, int64_t rows, int64_t stride, int64_t
                          const T* const* values, int64_t d, int count, uint32_t* panel, float* out,
                          Call call) {
     int64_t units = keys / PER_UNIT<T>;
-    if (rows <= FEW_ROWS) {
+    if (rows <= FEW_QUERIES) {
         for (int64_t half = 0; half < keys; half += keys / 2) {
             call();
             run_few_values((int)rows, weights + half, stride, units / 2, values + half, d, count,

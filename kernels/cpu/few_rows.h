@@ -1,87 +1,65 @@
-// Products of so few rows of x that packing the weight is felt: x is packed in its place.
-//
-// The rows of the weight are the rows of the tiles then, and the columns are those of x: each sum
-// adds the same products in the same order as in linear.h, to the same bits.
+// A few rows of x against 16 columns as they lie: these are turned in registers, 16 units at a time,
+// and no panel is written. Every sum adds its units in ascending order, as in tile.h.
 #pragma once
-#include "linear.h"
+#include "tile.h"
 
-// Where that is faster (measured with vectors of 512 bits): where most of 24 or 32 columns are rows.
-static inline bool packs_rows(int64_t rows) {
-#if defined(__AVX512F__)
-    return (rows >= 20 && rows <= 24) || (rows >= 28 && rows <= COLUMNS);
-#else
-    (void)rows;
-    return false;
-#endif
-}
+constexpr int FEW_ROWS = 19;            // up to which that is the fastest way
+constexpr int64_t CALLED_BYTES = 1024;  // of a column, before they are needed
 
-// Floats that `few_rows_linear` needs for itself, beside the panel of `packed_rows`.
-constexpr int64_t FEW_ROWS_SCRATCH = 2 * COLUMNS * COLUMNS;
-
-// Floats of the panel of rows of k numbers of any type.
-static inline int64_t packed_rows(int64_t k) { return units_of<float>(k) * COLUMNS; }
-
+// Rows of x, of k numbers and `stride` apart, against 16 columns; the sums to `out`, rows 32 apart.
 template <typename T>
-static void pack_rows(const Product<T>& p, uint32_t* panel) {
-    const T* columns[COLUMNS];
-    for (int64_t i = 0; i < COLUMNS; ++i)
-        columns[i] = p.x + std::min(i, p.rows - 1) * p.x_stride;
-    for (int64_t u = 0; u < units_of<T>(p.k); u += BLOCK) pack_block(columns, u, p.k, panel);
-}
+struct FewRows {
+    const T* x;
+    int64_t stride, k;  // k: whole units
+    const T* const* columns;
+    float* out;
+    int64_t next = 0;  // from these columns to those whose memory is wanted next
+};
 
-// `count` rows of a weight against the panel -> sums [count, 32]. Each tile calls for its share of
-// the rows after these.
-template <typename T, typename Right>
-static void weight_tiles(const T* weight, int64_t k, int count, const uint32_t* panel, float* sums) {
-    int most = (int)std::min<int64_t>(rows_of_tile(k * sizeof(T)), TILE_ROWS);
-    int tiles = (count + most - 1) / most, row = 0;
-    for (int t = 0; t < tiles; ++t) {
-        int rows = (count - row + tiles - t - 1) / (tiles - t);
-        Tile<T> tile{weight + row * k, k, k, panel, sums + row * COLUMNS, false};
-        const char* next = (const char*)(weight + (count + row) * k);
-        tile.call[0] = next;
-        tile.call[1] = next + rows * k * sizeof(T) / 2;
-        tile.call_step = rows * 4 / 2;
-        run_tile<T, Right>(tile, rows);
-        row += rows;
-    }
-}
-
-// Sums [features, rows] -> [rows, features], 32 of each.
-static inline void transpose_sums(const float* sums, int64_t rows, float* out) {
-    for (int f = 0; f < COLUMNS; f += LANES)
-        for (int64_t r = 0; r < rows; r += LANES) {
-            uvec part[LANES];
-            for (int i = 0; i < LANES; ++i)
-                memcpy(&part[i], sums + (f + i) * COLUMNS + r, sizeof part[i]);
-            transpose(part);
-            for (int i = 0; i < LANES; ++i)
-                memcpy(out + (r + i) * COLUMNS + f, &part[i], sizeof part[i]);
+template <typename T, int ROWS, bool CALLS>
+__attribute__((noinline)) static void few_rows(const FewRows<T>& f) {
+    constexpr int64_t CALLED = CALLED_BYTES / sizeof(T);
+    vec sum[ROWS];
+#pragma GCC unroll 20
+    for (int r = 0; r < ROWS; ++r) sum[r] = vec{};
+    for (int64_t start = 0; start < f.k; start += BLOCK * PER_UNIT<T>) {
+        int64_t units = std::min<int64_t>(BLOCK, (f.k - start) / PER_UNIT<T>);
+        int64_t wanted = start + CALLED;
+        if (wanted >= f.k) wanted += f.next - f.k;
+        uvec part[LANES];
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; ++i) {
+            if (CALLS) __builtin_prefetch(f.columns[i] + wanted, 0, 2);
+            part[i] = read_units(f.columns[i], start, f.k);
         }
-}
-
-template <typename T, typename Right>
-static void few_rows_panel(const Product<T>& p, int64_t first, int64_t last, const uint32_t* panel,
-                           float* scratch) {
-    float *sums = scratch, *turned = scratch + COLUMNS * COLUMNS;
-    int count = (int)(last - first);
-    weight_tiles<T, Right>(p.weight + first * p.k, p.k, count, panel, sums);
-    if (p.epilogue == GATED)
-        weight_tiles<T, Right>(p.weight + (p.n + first) * p.k, p.k, count, panel,
-                               sums + LANES * COLUMNS);
-    transpose_sums(sums, p.rows, turned);
-    finish(p, turned, 0, (int)p.rows, first, last);
-}
-
-// Features `first` to `last` of rows that `pack_rows` has packed; as `linear`.
-template <typename T>
-static void few_rows_linear(const Product<T>& p, int64_t first, int64_t last,
-                            const uint32_t* panel, float* scratch) {
-    for (int64_t step = features_of_panel(p.epilogue); first < last; first += step) {
-        int64_t end = std::min(last, first + step);
-        if (p.rows <= COLUMNS - LANES / 2)
-            few_rows_panel<T, half_floats>(p, first, end, panel, scratch);
-        else
-            few_rows_panel<T, vec>(p, first, end, panel, scratch);
+        transpose(part);
+        const T* x = f.x + start;
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; ++i, x += PER_UNIT<T>) {
+            if (i >= units) break;
+#pragma GCC unroll 20
+            for (int r = 0; r < ROWS; ++r) {
+                uint32_t unit;
+                memcpy(&unit, x + r * f.stride, sizeof unit);
+                sum[r] = add_products<T>(sum[r], uvec{} + unit, part[i]);
+            }
+        }
     }
+#pragma GCC unroll 20
+    for (int r = 0; r < ROWS; ++r) store(f.out + r * COLUMNS, sum[r]);
+}
+
+// Up to ROWS rows; CALLS: for the memory of the next columns.
+template <typename T, int ROWS, bool CALLS>
+static inline void run_few_rows(const FewRows<T>& f, int64_t rows) {
+    if (rows == ROWS)
+        few_rows<T, ROWS, CALLS>(f);
+    else if constexpr (ROWS > 1)
+        run_few_rows<T, ROWS - 1, CALLS>(f, rows);
+}
+
+// Whether rows of k numbers can be taken that way.
+template <typename T>
+static inline bool takes_few_rows(int64_t rows, int64_t k) {
+    return rows <= FEW_ROWS && k % PER_UNIT<T> == 0;
 }

@@ -1,10 +1,11 @@
 // y = x Wᵀ + b for few or many rows of x, with the weight as the checkpoint has it, [N, K] by rows.
 //
 // 32 rows of W at a time are packed into a panel, which the tiles of all rows find in the second
-// cache: W is read from memory once.
+// cache: W is read from memory once. Few rows of x meet them as they lie (few_rows.h), and some
+// more are packed themselves (packed_rows.h).
 #pragma once
 #include "activations.h"
-#include "tile.h"
+#include "few_rows.h"
 
 enum Epilogue { PLAIN, ACTIVATED, GATED };
 
@@ -106,10 +107,42 @@ static void linear_panel(const Product<T>& p, int64_t first, int64_t last, float
     }
 }
 
+// The same of few rows.
+template <typename T>
+static void few_rows_panel(const Product<T>& p, int64_t first, int64_t last, float* sums) {
+    const T* columns[COLUMNS];
+    columns_of(p, first, last, columns);
+    int64_t next = features_of_panel(p.epilogue) * p.k;  // to the columns of the next panel
+    for (int half = 0; half < COLUMNS; half += LANES)
+        run_few_rows<T, FEW_ROWS, true>(
+            {p.x, p.x_stride, p.k, columns + half, sums + half, next}, p.rows);
+    finish(p, sums, 0, (int)p.rows, first, last);
+}
+
 // Features `first` to `last` of all rows; scratch as `linear_scratch` says.
 template <typename T>
 static void linear(const Product<T>& p, int64_t first, int64_t last, float* scratch) {
     int64_t step = features_of_panel(p.epilogue);
-    for (; first < last; first += step)
-        linear_panel(p, first, std::min(last, first + step), scratch);
+    for (; first < last; first += step) {
+        int64_t end = std::min(last, first + step);
+        if (takes_few_rows<T>(p.rows, p.k))
+            few_rows_panel(p, first, end, scratch);
+        else
+            linear_panel(p, first, end, scratch);
+    }
+}
+
+// A product's rows of x, put where they do not lie in the same places of the first cache, if they
+// do; `room` is for `spread_rows_scratch` floats.
+static inline int64_t spread_rows_scratch(int64_t k) { return FEW_ROWS * (k + LANES); }
+
+template <typename T>
+static Product<T> spread_rows(Product<T> p, float* room, bool copy) {
+    if (p.rows == 1 || p.rows > FEW_ROWS || p.x_stride * sizeof(T) % 4096) return p;
+    int64_t stride = p.k + LANES * PER_UNIT<T>;
+    for (int64_t r = 0; copy && r < p.rows; ++r)
+        memcpy((T*)room + r * stride, p.x + r * p.x_stride, p.k * sizeof(T));
+    p.x = (T*)room;
+    p.x_stride = stride;
+    return p;
 }

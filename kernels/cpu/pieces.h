@@ -4,7 +4,7 @@
 #pragma once
 #include <vector>
 
-#include "few_rows.h"
+#include "packed_rows.h"
 #include "rows.h"
 
 constexpr int64_t ROWS_OF_A_HEAD = 64;  // that a piece takes of latent attention's projections
@@ -28,7 +28,7 @@ struct Run {
 // What a thread has to itself.
 struct Worker {
     float* scratch;
-    const Instruction* packed = nullptr;  // the product whose rows are packed in its scratch
+    const Instruction* packed = nullptr;  // the product whose rows are in its scratch, if any are
 };
 
 template <typename T>
@@ -118,11 +118,15 @@ struct Pieces {
                                  rows.count(i), i.k, first, last);
         Product<T> product{x, weight, bias, at(i.out), rows.count(i), i.k, i.n, (int)i.kind,
                            (int)i.offset};
-        if (!packs_rows(product.rows)) return linear(product, first, last, worker.scratch);
-        uint32_t* panel = (uint32_t*)worker.scratch + FEW_ROWS_SCRATCH;
-        if (worker.packed != &i) pack_rows(product, panel);
+        bool first_piece = worker.packed != &i;
         worker.packed = &i;
-        few_rows_linear(product, first, last, panel, worker.scratch);
+        if (!packs_rows(product.rows)) {
+            float* room = worker.scratch + linear_scratch(product.rows);
+            return linear(spread_rows(product, room, first_piece), first, last, worker.scratch);
+        }
+        uint32_t* panel = (uint32_t*)worker.scratch + PACKED_ROWS_SCRATCH;
+        if (first_piece) pack_rows(product, panel);
+        packed_rows_linear(product, first, last, panel, worker.scratch);
     }
 
     // Some features of one of the experts that have tokens.

@@ -80,7 +80,10 @@ void run_step_bfloat16(const Step* step, void* team) { run_step<bf16>(*step, (Te
 int64_t scratch_size(const Instruction* program, int64_t length, int64_t rows) {
     int64_t size = linear_scratch(rows);
     for (const Instruction* i = program; i < program + length; ++i) {
-        if (i->opcode == LINEAR) size = std::max(size, FEW_ROWS_SCRATCH + packed_rows(i->k));
+        if (i->opcode == LINEAR) {
+            size = std::max(size, linear_scratch(FEW_ROWS) + spread_rows_scratch(i->k));
+            size = std::max(size, PACKED_ROWS_SCRATCH + packed_rows(i->k));
+        }
         if (i->opcode != ATTEND) continue;
         Attention a = i->attention;
         if (a.kv_heads == 1) a = some_heads(a, 0, HEADS_OF_ONE_KEY);
