@@ -1,21 +1,15 @@
 """Calls of the fused kernels at the shapes of real models, for compiling what they would launch.
 
-They need a process in which Triton compiles: its interpreter excludes that. As a script, in a
-process of its own, it prints what one of each kernel takes on an architecture, as JSON lines.
+They need a process in which Triton compiles: its interpreter excludes that.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
 
 import torch
-from compiled_kernel import compile_launch
-from recorded_launches import recorded_launches
 
 from assembler.kernels import embedding_triton, gated_triton, norms_triton
 from assembler.kernels.activation_triton import KNOWN_ACTIVATIONS
@@ -137,28 +131,3 @@ CASES: Mapping[str, Callable[[], None]] = MappingProxyType(
     }
 )
 """What is called, by what a report calls it."""
-ONE_OF_EACH = (
-    "RMSNorm, 4096, bf16",
-    "LayerNorm with offset, 18432, bf16",
-    "heads 16/8 of 128, QK-norm, bf16",
-    "heads 40/8 of 128, pairs, scaled",
-    "heads 16/8 of 128, QK-norm, fp8 cache",
-    "heads 32/32 of 128, one QK-norm",
-    "embedding, 2304, scaled, bf16",
-    "sampling by a number, fp32",
-    "sampling by noise, bf16",
-    "gate clamped, fp16",
-)
-
-
-def main(architecture: str) -> None:
-    """Compile `ONE_OF_EACH` for an architecture, e.g. "sm_90"."""
-    for name in ONE_OF_EACH:
-        with recorded_launches() as launches:
-            CASES[name]()
-        for launch in launches:
-            print(json.dumps(dataclasses.asdict(compile_launch(launch, architecture))))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
