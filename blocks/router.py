@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from assembler.blocks.context import BuildContext, Routing
 from assembler.blocks.parallel import ShardDim
 from assembler.errors import SpecError
+from assembler.kernels.routing import ChoiceRule, choose_experts
 
 Choice = tuple[torch.Tensor, torch.Tensor]
 
@@ -94,39 +95,24 @@ class Router(_LinearRouter):
         self.scale = scale
         if groups is not None:
             _check_groups(groups, self.routing, ctx.path)
+        limit = self.groups or ExpertGroups(count=1, top=1)
+        self.rule = ChoiceRule(
+            self.routing.top_k,
+            self.softmax,
+            normalise,
+            min_sum,
+            scale,
+            groups=limit.count,
+            top_groups=limit.top,
+            group_score=limit.score,
+        )
 
     def forward(self, x: torch.Tensor) -> Choice:
         """[N, H] -> (weights [N, K] float32, chosen [N, K])."""
         weight, bias = self.weight, self.bias
         if self.widen:
             x, weight, bias = x.float(), weight.float(), None if bias is None else bias.float()
-        logits = F.linear(x, weight, bias).float()
-        scores = logits.softmax(dim=-1) if self.softmax else logits.sigmoid()
-        top_k = self.routing.top_k
-        if self.selection_bias is None and self.groups is None:
-            # Scores grow with the logits, but those of great logits may round to the same number.
-            chosen = logits.topk(top_k, dim=-1).indices
-        else:
-            chosen = self._preferences(scores).topk(top_k, dim=-1).indices
-        weights = scores.gather(-1, chosen)
-        if self.normalise:
-            weights = weights / weights.sum(dim=-1, keepdim=True).clamp(min=self.min_sum)
-        return weights if self.scale == 1.0 else weights * self.scale, chosen
-
-    def _preferences(self, scores: torch.Tensor) -> torch.Tensor:
-        """What experts are chosen by: biased scores, -inf outside of a token's groups."""
-        if self.selection_bias is not None:
-            scores = scores + self.selection_bias.float()
-        if self.groups is None:
-            return scores
-        grouped = scores.unflatten(-1, (self.groups.count, -1))  # [N, groups, experts of a group]
-        if self.groups.score == "max":
-            group_scores = grouped.amax(dim=-1)
-        else:
-            group_scores = grouped.topk(2, dim=-1).values.sum(dim=-1)
-        best = group_scores.topk(self.groups.top, dim=-1).indices
-        outside = torch.ones_like(group_scores, dtype=torch.bool).scatter_(-1, best, False)
-        return grouped.masked_fill(outside[..., None], float("-inf")).flatten(-2)
+        return choose_experts(F.linear(x, weight, bias), self.selection_bias, self.rule)
 
     def extra_repr(self) -> str:
         scores = "softmax" if self.softmax else "sigmoid"

@@ -1,4 +1,4 @@
-"""Where the fused kernels run: the one place that chooses between them and plain torch.
+"""Where blocks compute in the fused Triton kernels and where in plain torch: the rule they all ask.
 
 The compiler's rewrites bring operations together (a residual sum and the norm behind it) and blocks
 name what they compute; whether one Triton kernel then does it all is a question of the device:
@@ -7,14 +7,19 @@ name what they compute; whether one Triton kernel then does it all is a question
   gradient (they have no backward);
 - everything else takes plain torch, bit for bit as it was.
 
-The environment variable `ASSEMBLER_FUSED_KERNELS`, read at the start, says otherwise: "never" for
-plain torch everywhere, "always" for the fused kernels on a CPU too, in Triton's interpreter (with
-`TRITON_INTERPRET=1`; slow, and made for tests).
+The environment variable `ASSEMBLER_FUSED_KERNELS` says otherwise: "never" for plain torch
+everywhere, "always" for the fused kernels on a CPU too, in Triton's interpreter (with
+`TRITON_INTERPRET=1`; slow, and made for tests). It is read when it is first asked for, a model's
+assembling at the latest, and holds for the process.
+
+Norms, heads, gates, embeddings, routers, experts and the engine's sampler ask here. Attention over
+pages does not: its backend is an option of the engine (`dispatch`).
 """
 
 from __future__ import annotations
 
 import os
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -43,28 +48,44 @@ def chosen_by(environment: dict[str, str]) -> str:
     return choice
 
 
-# Constants of the process, as Triton's own choice between compiler and interpreter is.
-CHOICE = chosen_by(dict(os.environ))
+@cache
+def read_choice() -> str:
+    """What the environment asked for when this was first called."""
+    return chosen_by(dict(os.environ))
+
+
+@torch.compiler.assume_constant_result
+def fused_choice() -> str:
+    """What holds for this process, one of `CHOICES`; raises `OptionError` as `chosen_by` does."""
+    return read_choice()
+
+
 INSTALLED = find_spec("triton") is not None
 
 
-def runs_fused(first: torch.Tensor, *others: torch.Tensor | None) -> bool:
+def runs_fused(
+    first: torch.Tensor,
+    *others: torch.Tensor | None,
+    beside: tuple[torch.Tensor | None, ...] = (),
+) -> bool:
     """Whether a fused kernel takes these tensors (None is skipped), all on the first one's device.
 
     They must be of one dtype, one of `DTYPES`: what mixes dtypes promotes them, which is torch's.
+    Tensors `beside` them are of dtypes that the caller looks after.
     """
     device = first.device.type
-    if device != "cuda" and (CHOICE != "always" or device != "cpu"):
+    if device not in ("cuda", "cpu"):
         return False
-    if CHOICE == "never" or not INSTALLED or first.dtype not in DTYPES:
+    choice = fused_choice()
+    if choice == "never" or (device == "cpu" and choice != "always"):
         return False
-    needs_gradient = torch.is_grad_enabled()
-    for tensor in (first, *others):
-        if tensor is None:
-            continue
-        if tensor.dtype != first.dtype or (needs_gradient and tensor.requires_grad):
-            return False
-    return True
+    if not INSTALLED or first.dtype not in DTYPES:
+        return False
+    if any(tensor is not None and tensor.dtype != first.dtype for tensor in others):
+        return False
+    if not torch.is_grad_enabled():
+        return True
+    return not any(t is not None and t.requires_grad for t in (first, *others, *beside))
 
 
 def as_rows(x: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The experts of a mixture, each run over its own tokens: one interface, and who runs it where.
+"""The experts of a mixture, each run over its own tokens: one interface to its implementations.
 
 Shapes: N tokens, K experts a token, E experts, H hidden, I intermediate (this rank's share).
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 
 from assembler.kernels.expert_weights import ExpertWeights
-from assembler.kernels.fused import INSTALLED
+from assembler.kernels.fused import runs_fused
 from assembler.kernels.gating import Gating
 from assembler.kernels.grouped_mlp_meta import grouped_mlp_meta
 from assembler.kernels.grouped_mlp_torch import grouped_mlp_torch
@@ -27,9 +27,8 @@ def grouped_mlp(
 ) -> torch.Tensor:
     """The weighted sum of what each token's experts make of it -> [N, H].
 
-    On CUDA and HIP devices Triton kernels do the work where they can (Triton is installed, nothing
-    needs a gradient, the kernel knows the activation), plain torch everywhere else; on the meta
-    device nothing is computed.
+    Triton kernels do the work where fused kernels run (`runs_fused`) and know the activation, plain
+    torch everywhere else; on the meta device nothing is computed.
 
     Args:
         x: [N, H].
@@ -39,17 +38,18 @@ def grouped_mlp(
         gating: what is between the projections.
         weigh_input: weigh each expert's input instead of its output.
     """
-    run = kernel_for(x.device, gating.name, _needs_gradient(x, weights, experts))
+    run = kernel_for(x, weights, experts, gating.name)
     return run(x, chosen, weights, experts, gating, weigh_input=weigh_input)
 
 
 def kernel_for(
-    device: torch.device, activation: str, needs_gradient: bool
+    x: torch.Tensor, weights: torch.Tensor, experts: ExpertWeights, activation: str
 ) -> Callable[..., torch.Tensor]:
-    """The implementation that `grouped_mlp` takes on that device (HIP devices are "cuda" too)."""
-    if device.type == "meta":
+    """The implementation that `grouped_mlp` takes for these tensors."""
+    if x.device.type == "meta":
         return grouped_mlp_meta
-    if device.type == "cuda" and not needs_gradient and INSTALLED:
+    parameters = experts.gate_up, experts.down, experts.gate_up_bias, experts.down_bias
+    if weights.dtype == torch.float32 and runs_fused(x, *parameters, beside=(weights,)):
         # Triton is imported by those who use it only: it is not there on every platform.
         from assembler.kernels.activation_triton import KNOWN_ACTIVATIONS
         from assembler.kernels.operations import run_experts
@@ -57,11 +57,3 @@ def kernel_for(
         if activation in KNOWN_ACTIVATIONS:
             return run_experts
     return grouped_mlp_torch
-
-
-def _needs_gradient(x: torch.Tensor, weights: torch.Tensor, experts: ExpertWeights) -> bool:
-    if not torch.is_grad_enabled():
-        return False
-    biases = (b for b in (experts.gate_up_bias, experts.down_bias) if b is not None)
-    tensors = (x, weights, experts.gate_up, experts.down, *biases)
-    return any(tensor.requires_grad for tensor in tensors)

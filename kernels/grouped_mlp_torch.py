@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from assembler.kernels.expert_weights import ExpertWeights
 from assembler.kernels.gating import Gating
+from assembler.kernels.routing_rows import sum_experts_torch
 
 
 def grouped_mlp_torch(
@@ -40,10 +41,7 @@ def grouped_mlp_torch(
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order), device=order.device)
     by_token = torch.cat(outputs)[place].unflatten(0, (num_tokens, top_k))
-    if weigh_input:
-        return by_token.sum(dim=1)
-    # Weights are float32 whatever the stream is: the sum is rounded once.
-    return (by_token * weights[..., None]).sum(dim=1).type_as(x)
+    return sum_experts_torch(by_token, None if weigh_input else weights)
 
 
 def _one_expert(

@@ -15,6 +15,7 @@ from torch import fx, nn
 from assembler.blocks.context import BuildContext
 from assembler.blocks.parallel import TensorParallel
 from assembler.errors import SpecError, WiringError
+from assembler.kernels.fused import fused_choice
 from assembler.model.graphs import WiredGraph, num_streams, wire
 from assembler.model.layer_stack import LayerModule, LayerStack
 from assembler.model.names import LAYER_INDEX, LAYERS, LOGITS, TOKENS
@@ -47,7 +48,9 @@ def build_model(
     Raises:
         WiringError: an equation is wrong.
         SpecError: fields that do not fit together, or a tensor-parallel size that cannot work.
+        OptionError: the environment asks for fused kernels in a way that there is not.
     """
+    fused_choice()  # wrong, it is said here, before anything is loaded
     registry = registry or default_registry()
     graphs = _graphs(spec, registry)
     apply_rewrites(graphs, rewrites)

@@ -18,9 +18,8 @@ from assembler.blocks.norms import RMSNorm
 from assembler.blocks.qk_norm import QKNorm
 from assembler.blocks.rope import RopeSettings
 from assembler.blocks.router import Router
-from assembler.kernels import fused, grouped_mlp
+from assembler.kernels import fused
 from assembler.kernels.dispatch import attention_backend
-from assembler.kernels.operations import run_experts
 
 HIDDEN = 40
 
@@ -57,7 +56,7 @@ def caches() -> list[tuple[torch.Tensor, torch.Tensor]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("choice", ["never", "always"])
 def test_attention_in_a_paged_pass(choice, monkeypatch):
-    monkeypatch.setattr(fused, "CHOICE", choice)
+    monkeypatch.setattr(fused, "fused_choice", lambda: choice)
     qk_norm = partial(QKNorm, norm=partial(RMSNorm, eps=2e-3))
     attn, graphs = attention(qk_norm=qk_norm, window=5, sinks=True), Graphs()
     compiled = torch.compile(attn, fullgraph=True, backend=graphs)
@@ -83,9 +82,9 @@ def test_a_mixture_of_experts(monkeypatch):
     moe, graphs = fill(MoE(place, num_experts=6, top_k=2, router=router, experts=experts)), Graphs()
     inputs = [randn(tokens, HIDDEN, seed=tokens) for tokens in (5, 3)]
     wanted = [moe(x) for x in inputs]
-    # As on a GPU: there the device is what chooses the kernels.
-    monkeypatch.setattr(grouped_mlp, "kernel_for", lambda *_: run_experts)
+    monkeypatch.setattr(fused, "fused_choice", lambda: "always")
     compiled = torch.compile(moe, fullgraph=True, backend=graphs)
     for x, want in zip(inputs, wanted, strict=True):
         torch.testing.assert_close(compiled(x), want, rtol=1e-5, atol=1e-5)
-    assert graphs.calls and all(calls == ["grouped_mlp"] for calls in graphs.calls)
+    assert graphs.calls
+    assert all(calls == ["choose_experts", "grouped_mlp"] for calls in graphs.calls)

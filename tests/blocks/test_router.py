@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -21,8 +22,22 @@ from transformers.models.phimoe.modeling_phimoe import PhimoeTopKRouter
 from assembler.blocks.context import Routing
 from assembler.blocks.router import ExpertGroups, Router, SparseMixerRouter
 from assembler.errors import SpecError
+from assembler.kernels import fused
 
-HIDDEN, EXPERTS, TOP_K, TOKENS = 24, 12, 3, 50
+HIDDEN, EXPERTS, TOP_K, TOKENS = 24, 12, 3, 20
+
+
+@pytest.fixture(autouse=True, params=["never", pytest.param("always", marks=pytest.mark.slow)])
+def fused_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In plain torch, and by the kernel of GPUs."""
+    monkeypatch.setattr(fused, "fused_choice", lambda: request.param)
+
+
+@pytest.fixture(autouse=True)
+def without_gradients() -> Iterator[None]:
+    """The kernels have none."""
+    with torch.no_grad():
+        yield
 
 
 def context(num_experts: int = EXPERTS, top_k: int = TOP_K):

@@ -13,7 +13,8 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
-from compile_cases import attention_cases, expert_cases
+from compile_cases import attention_cases
+from compile_cases_experts import expert_cases
 from compile_cases_fused import CASES as FUSED_CASES
 from compiled_kernel import compile_launch
 from recorded_launches import Launch, recorded_launches
@@ -25,7 +26,7 @@ WIDE = {"sm_90": "HGMMA", "sm_100": "UTCHMMA"}  # by which tiles of 64 rows or m
 
 def cases_of(architecture: str) -> Mapping[str, Callable[[], None]]:
     """All that is compiled, by what a report calls it."""
-    return {**attention_cases(architecture), **expert_cases(), **FUSED_CASES}
+    return {**attention_cases(architecture), **expert_cases(architecture), **FUSED_CASES}
 
 
 def report(label: str, launch: Launch, architecture: str) -> dict[str, object]:

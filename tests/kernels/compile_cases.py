@@ -1,4 +1,4 @@
-"""Calls of the attention and expert kernels at the shapes of real models, for compiling.
+"""Calls of the attention kernels at the shapes of real models, for compiling.
 
 Run them where launches are recorded (see `recorded_launches`), not where Triton interprets. Tiles
 depend on the GPU, so these cases are asked for by its architecture.
@@ -12,11 +12,8 @@ from functools import partial
 import torch
 
 from assembler.kernels.attention_options import AttentionOptions
-from assembler.kernels.expert_weights import ExpertWeights
 from assembler.kernels.fp8 import E4M3
-from assembler.kernels.gating import Gating
 from assembler.kernels.gpu import GPU, GPUS
-from assembler.kernels.grouped_mlp_triton import grouped_mlp_triton
 from assembler.kernels.paged_attention_triton import paged_attention_triton
 from assembler.kernels.paged_batch import PagedBatch
 from assembler.kernels.store_kv_triton import store_kv_triton
@@ -61,19 +58,6 @@ def attend(
     paged_attention_triton(q, cache(head_dim), v_cache, batch, settings, splits=splits, gpu=gpu)
 
 
-def run_experts(tokens: int, dtype: torch.dtype, activation: str, **form: float) -> None:
-    """A mixture of 64 experts, 8 of them a token, with biases."""
-    experts, hidden, inner = 64, 2048, 1408
-    weights = ExpertWeights(
-        *(torch.empty(s, dtype=dtype) for s in ((64, 2 * inner, hidden), (64, hidden, inner))),
-        *(torch.empty(experts, width, dtype=dtype) for width in (2 * inner, hidden)),
-    )
-    chosen = torch.arange(8).repeat(tokens, 1)
-    gating = Gating(name=activation, act=torch.sigmoid, **form)
-    x = torch.empty(tokens, hidden, dtype=dtype)
-    grouped_mlp_triton(x, chosen, torch.empty(tokens, 8), weights, gating)
-
-
 def store(dtype: torch.dtype, cache_dtype: torch.dtype, gpu: GPU) -> None:
     """Keys and values of 8 heads of 128."""
     tokens = torch.empty(3, 8, 128, dtype=dtype)
@@ -112,16 +96,4 @@ def attention_cases(architecture: str) -> Mapping[str, Callable[[], None]]:
         "prefill latent 16 × 576/512": partial(prefill, BF16, 576, 16, **latent),
         "store_kv, bf16": partial(store, BF16, BF16, gpu),
         "store_kv, bf16 to fp8": partial(store, BF16, E4M3, gpu),
-    }
-
-
-def expert_cases() -> Mapping[str, Callable[[], None]]:
-    """The same for the experts of a mixture."""
-    return {
-        "experts, 1 token, silu": partial(run_experts, 1, BF16, "silu"),
-        "experts, 64 tokens, clamped": partial(
-            run_experts, 64, BF16, "quick_gelu", limit=7.0, up_offset=1.0
-        ),
-        "experts, 4096 tokens, silu": partial(run_experts, 4096, BF16, "silu"),
-        "experts, 64 tokens, gelu, fp32": partial(run_experts, 64, FP32, "gelu"),
     }

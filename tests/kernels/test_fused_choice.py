@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -11,6 +13,19 @@ from assembler.kernels.embedding import embed
 from assembler.kernels.fused import VARIABLE, chosen_by, runs_fused
 from assembler.kernels.gating import gated
 from assembler.kernels.norms import layer_norm, rms_norm
+from assembler.model.build import build_model
+from assembler.model.compose import load_spec
+
+TINY = {
+    "hidden_act": "silu",
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "max_position_embeddings": 64,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 1,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": 32,
+}
 
 
 def on_gpu(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
@@ -41,10 +56,38 @@ def test_no_gradient_is_needed_where_none_is_recorded():
         assert runs_fused(on_gpu(3).requires_grad_())
 
 
-def test_never_and_always(monkeypatch):
-    monkeypatch.setattr(fused, "CHOICE", "never")
+def test_the_gradient_of_any_of_them_counts():
+    assert runs_fused(on_gpu(3), beside=(on_gpu(3, dtype=torch.float64), None))
+    assert not runs_fused(on_gpu(3), beside=(on_gpu(3, dtype=torch.float64).requires_grad_(),))
+
+
+@pytest.fixture
+def fresh_choice() -> Iterator[None]:
+    """The environment is read anew, here and by whoever comes after."""
+    fused.read_choice.cache_clear()
+    yield
+    fused.read_choice.cache_clear()
+
+
+def test_the_environment_is_read_when_it_is_asked_for(fresh_choice, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "never")
     assert not runs_fused(on_gpu(3))
-    monkeypatch.setattr(fused, "CHOICE", "always")
+    monkeypatch.setenv(VARIABLE, "auto")
+    assert not runs_fused(on_gpu(3)), "it holds for the process"
+    fused.read_choice.cache_clear()
+    assert runs_fused(on_gpu(3)) and not runs_fused(torch.empty(3))
+
+
+def test_a_model_is_not_assembled_where_the_environment_is_wrong(fresh_choice, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "newer")
+    with pytest.raises(OptionError, match="Did you mean 'never'"):
+        build_model(load_spec("llama", TINY))
+
+
+def test_never_and_always(monkeypatch):
+    monkeypatch.setattr(fused, "fused_choice", lambda: "never")
+    assert not runs_fused(on_gpu(3))
+    monkeypatch.setattr(fused, "fused_choice", lambda: "always")
     assert runs_fused(on_gpu(3)) and runs_fused(torch.empty(3))
     assert not runs_fused(torch.empty(3, device="meta"))
 
@@ -70,7 +113,7 @@ def test_one_interface_gives_the_same_either_way(width, monkeypatch):
     x, residual, weight = (torch.randn(2, width, generator=generator) for _ in range(3))
     found = {}
     for choice in ("never", "always"):
-        monkeypatch.setattr(fused, "CHOICE", choice)
+        monkeypatch.setattr(fused, "fused_choice", lambda choice=choice: choice)
         found[choice] = (
             *rms_norm(x, residual, weight[0], 1e-6),
             *layer_norm(x, residual, weight[0], None, 1e-6),
@@ -84,7 +127,7 @@ def test_one_interface_gives_the_same_either_way(width, monkeypatch):
 
 def test_torch_compile_takes_them_as_they_are(monkeypatch):
     """One graph without breaks, in which the kernels are operations."""
-    monkeypatch.setattr(fused, "CHOICE", "always")
+    monkeypatch.setattr(fused, "fused_choice", lambda: "always")
     seen: list[str] = []
 
     def backend(graph_module, inputs):

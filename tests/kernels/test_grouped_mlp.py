@@ -4,60 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from expert_inputs import by_definition, gating_of, random_case
 from torch.nn import functional as F
 
 from assembler.blocks.activations import ACTIVATIONS
-from assembler.kernels.expert_weights import ExpertWeights
-from assembler.kernels.gating import Gating
-from assembler.kernels.grouped_mlp import grouped_mlp, kernel_for
-from assembler.kernels.grouped_mlp_tiling import choose_tiling
+from assembler.kernels.grouped_mlp import grouped_mlp
 from assembler.kernels.grouped_mlp_torch import grouped_mlp_torch
 from assembler.kernels.grouped_mlp_triton import grouped_mlp_triton
-from assembler.kernels.operations import run_experts
 
-EXPERTS, HIDDEN, INNER = 7, 40, 24
+pytestmark = pytest.mark.usefixtures("device_rounding", "poisoned_memory")
+HIDDEN = 40
 KERNELS = pytest.mark.parametrize("kernel", [grouped_mlp_torch, grouped_mlp_triton])
-
-
-def random_case(num_tokens: int, top_k: int, bias: bool, dtype=torch.float32, seed: int = 0):
-    """x, chosen, weights and the experts; the last expert is never chosen."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def randn(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator)
-
-    scores = torch.rand(num_tokens, EXPERTS - 1, generator=generator)
-    chosen = scores.topk(top_k, dim=-1).indices
-    experts = ExpertWeights(
-        (randn(EXPERTS, 2 * INNER, HIDDEN) * HIDDEN**-0.5).to(dtype),
-        (randn(EXPERTS, HIDDEN, INNER) * INNER**-0.5).to(dtype),
-        randn(EXPERTS, 2 * INNER).to(dtype) if bias else None,
-        randn(EXPERTS, HIDDEN).to(dtype) if bias else None,
-    )
-    weights = torch.rand(num_tokens, top_k, generator=generator) + 0.1
-    return randn(num_tokens, HIDDEN).to(dtype), chosen, weights, experts
-
-
-def by_definition(x, chosen, weights, experts, gating, weigh_input=False) -> torch.Tensor:
-    """One token and one expert at a time, in float64."""
-    out = torch.zeros(x.shape, dtype=torch.float64)
-    for n, j in torch.cartesian_prod(*map(torch.arange, chosen.shape)).tolist():
-        expert, weight = int(chosen[n, j]), weights[n, j].double()
-        inner = experts.gate_up[expert].double() @ (x[n].double() * (weight if weigh_input else 1))
-        if experts.gate_up_bias is not None:
-            inner += experts.gate_up_bias[expert].double()
-        gate, up = inner.chunk(2)
-        if gating.limit is not None:
-            gate, up = gate.clamp(max=gating.limit), up.clamp(-gating.limit, gating.limit)
-        y = experts.down[expert].double() @ (gating.act(gate) * (up + gating.up_offset))
-        if experts.down_bias is not None:
-            y += experts.down_bias[expert].double()
-        out[n] += y if weigh_input else weight * y
-    return out
-
-
-def gating_of(name: str, limit: float | None = None, up_offset: float = 0.0) -> Gating:
-    return Gating(name, ACTIVATIONS[name], limit, up_offset)
 
 
 @KERNELS
@@ -134,7 +91,7 @@ def test_gradients_equal_those_of_the_definition():
     got = torch.autograd.grad(
         (grouped_mlp(x, chosen, weights, experts, gating_of("silu")) * pull).sum(), leaves
     )
-    dense = torch.zeros(6, EXPERTS).scatter(1, chosen, weights)
+    dense = torch.zeros(6, len(experts.down)).scatter(1, chosen, weights)
     inner = torch.einsum("nh,eih->nei", x, experts.gate_up) + experts.gate_up_bias
     gate, up = inner.chunk(2, dim=-1)
     y = torch.einsum("nei,ehi->neh", F.silu(gate) * up, experts.down) + experts.down_bias
@@ -143,21 +100,43 @@ def test_gradients_equal_those_of_the_definition():
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("rows", [1, 8, 300, 100_000])
-@pytest.mark.parametrize("itemsize", [2, 4])
-def test_tiles_are_powers_of_two_of_at_least_16(rows, itemsize):
-    tiling = choose_tiling(rows, 64, itemsize)
-    assert all(size >= 16 and size & (size - 1) == 0 for size in tiling[:3])
+@KERNELS
+@pytest.mark.parametrize("limit", [None, 0.5])
+def test_nan_is_passed_on_and_stays_with_its_token(kernel, limit):
+    """A clamp makes no number of it; the rows around it in a tile know nothing of it."""
+    x, chosen, weights, experts = random_case(12, 2, bias=True)
+    want = kernel(x, chosen, weights, experts, gating_of("silu", limit))
+    x[0, 3] = x[7] = torch.nan
+    got = kernel(x, chosen, weights, experts, gating_of("silu", limit))
+    assert got[[0, 7]].isnan().all()
+    rest = [n for n in range(12) if n not in (0, 7)]
+    torch.testing.assert_close(got[rest], want[rest], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("device", "activation", "needs_gradient", "kernel"),
-    [
-        ("cuda", "silu", False, run_experts),
-        ("cuda", "silu", True, grouped_mlp_torch),  # the Triton kernels have no backward
-        ("cuda", "one it does not know", False, grouped_mlp_torch),
-        ("cpu", "silu", False, grouped_mlp_torch),
-    ],
-)
-def test_the_kernel_is_chosen_by_device(device, activation, needs_gradient, kernel):
-    assert kernel_for(torch.device(device), activation, needs_gradient) is kernel
+@KERNELS
+@pytest.mark.parametrize("part", ["gate", "up"])
+def test_nan_of_a_clamped_part_is_passed_on(kernel, part):
+    x, chosen, weights, experts = random_case(6, 1, bias=True)
+    expert, first = int(chosen[2]), 0 if part == "gate" else 24
+    experts.gate_up_bias[expert, first + 5] = torch.nan
+    got = kernel(x, chosen, weights, experts, gating_of("quick_gelu", 7.0, 1.0))
+    assert torch.equal(got.isnan().all(-1), chosen[:, 0] == expert)
+
+
+def test_rows_at_any_stride_with_nan_around_them():
+    x, chosen, weights, experts = random_case(9, 2, bias=False)
+    want = grouped_mlp_triton(x, chosen, weights, experts, gating_of("silu"))
+    around = torch.full((9, HIDDEN + 7), torch.nan)
+    around[:, 3:-4] = x
+    turned = weights.t().contiguous().t(), chosen.t().contiguous().t()
+    got = grouped_mlp_triton(around[:, 3:-4], turned[1], turned[0], experts, gating_of("silu"))
+    assert torch.equal(got, want)
+
+
+def test_the_same_bits_in_any_company():
+    """A token's sum does not depend on which tile or place its rows have."""
+    x, chosen, weights, experts = random_case(40, 3, bias=True)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
+    here = grouped_mlp_triton(x, chosen, weights, experts, gating_of("silu"))
+    there = grouped_mlp_triton(x[order], chosen[order], weights[order], experts, gating_of("silu"))
+    assert torch.equal(there, here[order])
