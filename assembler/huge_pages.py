@@ -36,8 +36,7 @@ class HugePages:
         Raises:
             MemoryError, RuntimeError: there is not that much memory.
         """
-        count = math.prod(shape)
-        nbytes = count * dtype.itemsize
+        nbytes = math.prod(shape) * dtype.itemsize
         if self._plain or not nbytes:
             return torch.empty(shape, dtype=dtype, device="cpu")
         start = -(-self._next // ALIGNMENT) * ALIGNMENT
@@ -45,7 +44,8 @@ class HugePages:
             self._open_block(max(self._block_bytes, _whole_pages(nbytes)))
             start = self._next
         self._next = start + nbytes
-        return torch.frombuffer(self._block, dtype=dtype, count=count, offset=start).view(shape)
+        raw = torch.frombuffer(self._block, dtype=torch.uint8, count=nbytes, offset=start)
+        return raw.view(dtype).view(shape)
 
     def _open_block(self, nbytes: int) -> None:
         try:
