@@ -1,29 +1,28 @@
 """`python -m assembler.bench checkpoint=...`: how fast a model runs here; random weights will do.
 
-Three workloads, each measured several times after a warm-up: the latency of decoding one sequence,
-the prefill of one prompt, and the throughput of many requests at once.
+Three workloads, each measured several times after a warm-up: decoding one sequence, the prefill of
+one prompt, and many requests at once; with the latency of their tokens. Then the kernels of a
+prefill and of a decode, one by one.
 """
 
 from __future__ import annotations
 
 import json
-import random
-import statistics
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from assembler.benching.workloads import Workload, decode, measure, prefill, throughput
 from assembler.command_line import Arguments, describe_options, parse_arguments, run_command
 from assembler.engine.options import Options
-from assembler.engine.sampling_params import SamplingParams
 from assembler.errors import OptionError
 from assembler.llm_options import LLMOptions
 
 if TYPE_CHECKING:
+    from rich.console import Group
+
     from assembler.llm import LLM
 
 USAGE = """\
@@ -49,20 +48,10 @@ class BenchOptions(Options):
     decode_len: int = Field(64, ge=2, description="tokens decoded to measure the latency")
     prefill_len: int = Field(512, ge=1, description="tokens of the prompt that is prefilled")
     tp: int = Field(1, ge=1, description="tensor-parallel ranks")
+    kernels: bool = Field(
+        True, description="then the kernels of a prefill of prefill_len and of a decode behind it"
+    )
     format: Literal["table", "json"] = Field("table", description="table or json")
-
-
-@dataclass(frozen=True)
-class Workload:
-    """Requests that run together, and what counts of them."""
-
-    name: str
-    shapes: list[tuple[int, int]]  # (input, output) tokens of each request
-    counts_prompts: bool = False  # tokens of prompts, else of outputs
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(shape[0 if self.counts_prompts else 1] for shape in self.shapes)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -75,44 +64,35 @@ def main(argv: Sequence[str]) -> int:
         return 0
     arguments = parse_arguments(argv, BenchOptions, LLMOptions)
     options = BenchOptions(**arguments.values[0])
+    from assembler.benching.kernel_times import step_kernels
+    from assembler.benching.report import render_kernels, render_workloads
+
     llm = _load(options, arguments)
-    found = [w for w in workloads(options) if _fits(w, llm)]
-    if not found:
+    chosen = [workload for workload in workloads(options) if _fits(workload, llm)]
+    if not chosen:
         raise OptionError(f"max_model_len={llm.engine.max_model_len} is too short for any workload")
-    as_json = options.format == "json"
-    measured = {}
-    if not as_json:
-        print(f"{'workload':<28} {'tokens/s':>10} {'median':>10} {'fastest':>10}")
-    for workload in found:
-        _run(llm, workload)
-        seconds = sorted(_run(llm, workload) for _ in range(options.rounds))
-        median = statistics.median(seconds)
-        rate = workload.num_tokens / median
-        measured[workload.name] = {
-            "tokens_per_s": rate,
-            "median_s": median,
-            "fastest_s": seconds[0],
-        }
-        if not as_json:
-            row = f"{workload.name:<28} {rate:>10.1f} {median:>9.3f}s {seconds[0]:>9.3f}s"
-            print(row, flush=True)
-    if as_json:
-        print(json.dumps(measured, indent=2))
+    measured = [measure(llm, workload, options.rounds) for workload in chosen]
+    if options.format == "table":
+        _show(render_workloads(measured))
+    steps = step_kernels(llm, options.prefill_len, options.rounds) if options.kernels else []
+    if options.kernels and not steps:
+        print("kernels: skipped, the model or its cache is too short", file=sys.stderr)
+    if options.format == "table":
+        _show(*map(render_kernels, steps))
+        return 0
+    found = {each.name: each.to_json() for each in measured}
+    if options.kernels:
+        found["kernels"] = [step.to_json() for step in steps]
+    print(json.dumps(found, indent=2))
     return 0
 
 
 def workloads(options: BenchOptions) -> list[Workload]:
-    """What is measured, with lengths from an eighth to all of those asked for."""
-    draw = random.Random(0)
-    longest = (options.input_len, options.output_len)
-    many = [
-        tuple(draw.randint(-(-length // 8), length) for length in longest)
-        for _ in range(options.requests)
-    ]
+    """What is measured."""
     return [
-        Workload(f"decode {options.decode_len}, 1 request", [(16, options.decode_len)]),
-        Workload(f"prefill {options.prefill_len}", [(options.prefill_len, 1)], True),
-        Workload(f"throughput, {options.requests} requests", many),
+        decode(options.decode_len),
+        prefill(options.prefill_len),
+        throughput(options.requests, options.input_len, options.output_len),
     ]
 
 
@@ -127,25 +107,19 @@ def _load(options: BenchOptions, arguments: Arguments) -> LLM:
 
 def _fits(workload: Workload, llm: LLM) -> bool:
     """Whether the model is long enough; says on stderr if it is not."""
-    longest = max(sum(shape) for shape in workload.shapes)
+    longest = max(map(sum, workload.shapes))
     if longest <= llm.engine.max_model_len:
         return True
     print(f"{workload.name}: skipped, {longest} tokens are too many", file=sys.stderr)
     return False
 
 
-def _run(llm: LLM, workload: Workload) -> float:
-    """Seconds of one round: greedy, whatever the text says."""
-    draw = random.Random(1)
-    size = llm.spec.vocab_size
-    prompts = [[draw.randrange(size) for _ in range(length)] for length, _ in workload.shapes]
-    params = [
-        SamplingParams(temperature=0, max_tokens=count, ignore_eos=True)
-        for _, count in workload.shapes
-    ]
-    start = time.perf_counter()
-    llm.generate(prompts, params, use_tqdm=False)
-    return time.perf_counter() - start
+def _show(*parts: Group) -> None:
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)
+    for part in parts:
+        console.print(part)
 
 
 if __name__ == "__main__":

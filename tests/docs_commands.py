@@ -27,7 +27,7 @@ COMMANDS = {
     "draft": ("the first version of a new model's YAML", "draft.md"),
     "verify": ("the same logits as transformers? where not, and why?", "add-an-architecture.md"),
     "export": ("a checkpoint as a folder that transformers loads", "export.md"),
-    "bench": ("how fast is it here?", "performance.md"),
+    "bench": ("how fast is it here?", "bench.md"),
     "schema": ("the JSON Schemas that editors read", "quick-start.md"),
 }
 _INTRODUCTION = """\

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from assembler.blocks.context import ForwardContext
-from assembler.engine.cpu_step import cpu_step
+from assembler.engine.cpu_step import CPUStep, cpu_step
 from assembler.engine.cuda_graphs import DecodeGraphs, GraphSettings, record_decodes
 from assembler.engine.host_copies import to_device
 from assembler.engine.kv_cache import KVCache, allocate_kv_caches, cache_specs
@@ -79,6 +79,11 @@ class ModelRunner:
                 self.graphs = record_decodes(
                     graphs, model, self._context, page_size=page_size, device=self.device
                 )
+
+    @property
+    def compiled_step(self) -> CPUStep | None:
+        """The compiled kernels, for the steps that fit them; None: every step runs in torch."""
+        return self._small_step
 
     def execute(self, batch: ScheduledBatch) -> list[int | None]:
         """Run the step; a new token for each of `batch.sampling_sequences`.

@@ -105,6 +105,7 @@ def test_bench_measures_every_run(folder: Path, capsys):
         "output_len=2",
         "decode_len=2",
         "prefill_len=4",
+        "kernels=false",
     ]
     arguments = [f"checkpoint={folder}", *small, "enforce_eager=true,false"]
     assert run(bench, *arguments, "columns=['decode 2, 1 request.tokens_per_s']") == 0
