@@ -21,13 +21,22 @@ from assembler.kernels.sampling_triton import sample_by_noise, sample_by_number
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
 
-def norm(width: int, dtype: torch.dtype, *, layer: bool = False, offset: int = 0) -> None:
-    """A norm behind a residual sum, and one by itself."""
+def norm(
+    width: int,
+    dtype: torch.dtype,
+    *,
+    layer: bool = False,
+    offset: int = 0,
+    residual: bool = True,
+) -> None:
+    """A norm behind a residual sum, or by itself."""
     x, weight = torch.empty(5, width, dtype=dtype), torch.empty(width, dtype=dtype)
     leaves = (weight, weight) if layer else (weight,)
     name = "layer_norm" if layer else "rms_norm"
-    getattr(norms_triton, f"add_{name}")(x, x, *leaves, 1e-6, offset)
-    getattr(norms_triton, name)(x, *leaves, 1e-6, offset)
+    if residual:
+        getattr(norms_triton, f"add_{name}")(x, x, *leaves, 1e-6, offset)
+    else:
+        getattr(norms_triton, name)(x, *leaves, 1e-6, offset)
 
 
 def gate(activation: str, dtype: torch.dtype, width: int = 12288, **form: float) -> None:
@@ -94,6 +103,10 @@ CASES: Mapping[str, Callable[[], None]] = MappingProxyType(
         "RMSNorm, 16384, bf16": partial(norm, 16384, BF16),
         "LayerNorm, 12288, bf16": partial(norm, 12288, BF16, layer=True),
         "LayerNorm with offset, 18432, bf16": partial(norm, 18432, BF16, layer=True, offset=1),
+        "RMSNorm, no residual, 4096, bf16": partial(norm, 4096, BF16, residual=False),
+        "LayerNorm, no residual, 12288, bf16": partial(
+            norm, 12288, BF16, layer=True, residual=False
+        ),
         "heads 16/8 of 128, QK-norm, bf16": partial(heads, 16, 8, 128, BF16, norm="rms"),
         "heads 32/8 of 128, bf16": partial(heads, 32, 8, 128, BF16),
         "heads 32/8 of 128, fp16": partial(heads, 32, 8, 128, FP16),
