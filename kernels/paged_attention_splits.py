@@ -7,7 +7,6 @@ Dao et al., 2023; "wave quantization"). Plain arithmetic, without Triton or a de
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import lru_cache
 
 from assembler.kernels.gpu import GPU
@@ -59,15 +58,15 @@ def keys_time(programs: int, max_keys: int, slots: int, splits: int, lines: int 
     return waves * (keys + LINE_KEYS * lines) + MERGE_KEYS
 
 
-def split_bytes(heads: Iterable[Heads], gpu: GPU) -> int:
-    """The most bytes that splits of any step keep until they are merged, for any of `heads`.
+def split_bytes(heads: Heads, gpu: GPU) -> int:
+    """The most bytes that the splits of a launch keep until they are merged, whatever the step.
 
-    A launch is split into MAX_WAVES of programs at most, and each keeps its lines in float32.
+    A launch that is split has MAX_WAVES of programs at most, each of which keeps its lines and
+    their sums of weights in float32.
     """
     most = 0
-    for shape in heads:
-        for decode in (True, False):
-            tiling = choose_tiling(shape, gpu, decode)
-            lines = MAX_WAVES * tiling.slots(gpu) * tiling.tiles.BLOCK_Q * tiling.tiles.HEADS
-            most = max(most, lines * (shape.head_dim_v + 1) * 4)
+    for decode in (True, False):
+        tiling = choose_tiling(heads, gpu, decode)
+        lines = tiling.tiles.BLOCK_Q * tiling.tiles.HEADS
+        most = max(most, MAX_WAVES * tiling.slots(gpu) * lines * (heads.head_dim_v + 1) * 4)
     return most

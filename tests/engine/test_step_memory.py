@@ -15,6 +15,9 @@ from assembler.engine.options import EngineOptions
 from assembler.engine.scheduled_batch import most_logit_rows
 from assembler.engine.step_memory import meta_step, step_memory
 from assembler.errors import OptionError
+from assembler.kernels.gpu import GPUS
+from assembler.kernels.paged_attention_splits import split_bytes
+from assembler.kernels.paged_attention_tiling import Heads
 from assembler.loading import load_model
 
 TOKENS, LOGITS = 200, 20
@@ -63,6 +66,16 @@ def test_prompts_that_are_scored_fit_what_is_said(may_cut: bool, tmp_path: Path)
     taken = allocated_peak(lambda: llm.generate(prompts, params, use_tqdm=False))
     assert taken < step_memory(llm.model, 800, rows)
     assert most_logit_rows(4, 100, may_cut=True) == 100
+
+
+def test_on_a_gpu_the_splits_of_contexts_are_counted(tmp_path: Path, monkeypatch):
+    save_llama(tmp_path)
+    model = load_model(tmp_path).to("meta")
+    without = step_memory(model, 8, 8)
+    gpu = GPUS["sm_90"]
+    monkeypatch.setattr("assembler.engine.step_memory._gpu", lambda device: gpu)
+    splits = split_bytes(Heads(2, 8, 8, itemsize=4, cache_itemsize=4), gpu)
+    assert splits < step_memory(model, 8, 8) <= splits + without
 
 
 def test_fewer_tokens_than_sequences_sample_once_each(tmp_path: Path):

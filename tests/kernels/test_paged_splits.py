@@ -87,8 +87,8 @@ def test_the_memory_of_splits_is_bounded(architecture, heads):
             blocks = places if decode else places // tiling.tiles.BLOCK_Q + 1
             splits = choose_splits(blocks * parts, max_keys, tiling.slots(gpu), lines=lines)
             kept = places * kv_heads * heads.group * splits * (heads.head_dim_v + 1) * 4
-            assert splits == 1 or kept <= split_bytes([heads], gpu)
-    assert split_bytes([heads], gpu) < 200 << 20
+            assert splits == 1 or kept <= split_bytes(heads, gpu)
+    assert split_bytes(heads, gpu) < 200 << 20
 
 
 @pytest.mark.parametrize(
