@@ -10,7 +10,7 @@ import pytest
 from tiny_llama import save_llama
 
 from assembler import LLM, SamplingParams
-from assembler.errors import CheckpointError, TokenizerError
+from assembler.errors import CheckpointError, OptionError, RequestError, TokenizerError
 from assembler.generation_config import recommended_params
 
 FILE = "generation_config.json"
@@ -80,3 +80,11 @@ def test_llm_follows_the_file_unless_told_otherwise(tmp_path: Path):
     assert len(output.outputs[0].token_ids) == 24 - 5  # cut to what fits
     *_, last = llm.stream("Hello")
     assert last.outputs == output.outputs
+    changed = llm.get_default_sampling_params().with_(repetition_penalty=1.0)
+    assert changed == SamplingParams(temperature=0.0, max_tokens=100_000)
+    [longest] = llm.generate("Hello", changed, use_tqdm=False)  # still a recommendation
+    assert len(longest.outputs[0].token_ids) == 24 - 5
+    with pytest.raises(RequestError, match="max_tokens is 100"):
+        llm.generate("Hello", changed.with_(max_tokens=100), use_tqdm=False)
+    with pytest.raises(OptionError, match=r"with_\(max_tokens=100\)"):
+        llm.get_default_sampling_params().max_tokens = 100

@@ -94,3 +94,28 @@ def test_frequencies_of_drawn_tokens_are_the_model_s(llm: LLM, reference: LlamaF
         deviation = (share * (1 - share) / count) ** 0.5
         assert abs(drawn.count(token_id) / count - share) < 4.5 * deviation
     assert set(drawn) == set(likeliest.indices.tolist())
+
+
+@pytest.mark.parametrize("stop", ["é", "aé", "éa", "éé"])
+def test_a_stop_string_over_the_bytes_of_a_character(stop: str, llm: LLM):
+    """Bytes are tokens here: the stop string is completed by the last byte of a character."""
+    tokenizer = llm.get_tokenizer()
+    ids = tokenizer.encode("aé")
+    assert len(ids) == 3
+    stopped = 0
+    for seed in range(6):
+        free = SamplingParams(
+            temperature=5.0, seed=seed, max_tokens=60, allowed_token_ids=ids, ignore_eos=True
+        )
+        [output] = llm.generate("a", free, use_tqdm=False)
+        token_ids = output.outputs[0].token_ids
+        lengths = range(1, len(token_ids) + 1)
+        # Bytes of no character become U+FFFD, which a character that is complete never does.
+        ends = [n for n in lengths if stop in tokenizer.decode(token_ids[:n])]
+        *_, last = llm.stream("a", free.with_(stop=stop))
+        done = last.outputs[0]
+        assert done.token_ids == token_ids[: ends[0] if ends else None]
+        assert done.text == tokenizer.decode(token_ids).partition(stop)[0]
+        assert done.stop_reason == (stop if ends else None)
+        stopped += bool(ends)
+    assert stopped > 1
