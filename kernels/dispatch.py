@@ -28,6 +28,10 @@ from assembler.kernels.store_kv_torch import store_kv_torch
 ASKED_FOR = "asked for"  # the reason of a backend that was named
 BACKEND_NAMES = ("auto", "torch", "triton", "flash_attn")
 
+TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # of queries
+TRITON_CACHE_DTYPES = (*TRITON_DTYPES, torch.float8_e4m3fn)
+TRITON_CAPABILITY = (8, 0)  # the oldest NVIDIA devices that Triton is made for
+
 _log = logging.getLogger(__name__)
 
 
@@ -102,8 +106,8 @@ def attention_backend(
 ) -> AttentionBackend:
     """The backend called `name` for tensors on `device`; its `reason` says why it is that one.
 
-    "auto" is "triton" on CUDA and HIP devices where Triton is installed, else "flash_attn" where
-    that is and computes all that is wanted, and "torch" elsewhere.
+    "auto" is "triton" on CUDA and HIP devices where that computes all that is wanted, else
+    "flash_attn" where that does, and "torch" elsewhere.
 
     Args:
         uses: what each attention block of the model wants of it.
@@ -130,12 +134,44 @@ def _choose(device: torch.device, uses: Sequence[AttentionUse]) -> tuple[str, st
     """What "auto" is, and why."""
     if device.type != "cuda":  # HIP devices call themselves so too
         return "torch", f"auto: '{device}' is no CUDA or HIP device"
-    if find_spec("triton") is not None:
+    problems = triton_problems(device, uses)
+    if not problems:
         return "triton", f"auto: '{device}' is a CUDA or HIP device, and Triton computes everything"
+    reason = f"auto: triton: {'; '.join(problems)}"
     problems = flash_problems(device, uses)
     if not problems:
-        return "flash_attn", "auto: Triton is not installed, and flash-attn computes all of this"
-    return "torch", f"auto: Triton is not installed; flash_attn: {'; '.join(problems)}"
+        return "flash_attn", f"{reason}; flash_attn computes all of this"
+    return "torch", f"{reason}; flash_attn: {'; '.join(problems)}"
+
+
+def triton_problems(device: torch.device, uses: Sequence[AttentionUse]) -> list[str]:
+    """Why our Triton kernels cannot run on `device` and compute `uses`; empty: they can."""
+    problems = []
+    if find_spec("triton") is None:
+        problems.append("the package triton is not installed: run `pip install triton`")
+    if device.type != "cuda":  # HIP devices call themselves so too
+        if os.environ.get("TRITON_INTERPRET") != "1":
+            problems.append(
+                f"it needs a CUDA or HIP device, not '{device}'; set the environment variable "
+                "TRITON_INTERPRET=1 before the start to run it (slowly) in Triton's interpreter"
+            )
+    elif torch.cuda.is_available() and not torch.version.hip:
+        capability = torch.cuda.get_device_capability(device)
+        if capability < TRITON_CAPABILITY:
+            needed, found = (".".join(map(str, c)) for c in (TRITON_CAPABILITY, capability))
+            problems.append(f"it needs compute capability {needed} or later, not {found}")
+    for use in uses:
+        if use.dtype not in TRITON_DTYPES:
+            problems.append(f"dtype {_name(use.dtype)}: float32, float16 or bfloat16 only")
+        elif use.cache_dtype not in TRITON_CACHE_DTYPES:
+            problems.append(
+                f"a cache of {_name(use.cache_dtype)}: float32, float16, bfloat16 or float8 e4m3"
+            )
+    return list(dict.fromkeys(problems))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def flash_problems(device: torch.device, uses: Sequence[AttentionUse]) -> list[str]:
@@ -151,15 +187,10 @@ def _make(name: str, device: torch.device, uses: Sequence[AttentionUse]) -> Atte
     if name == "flash_attn":
         refuse(flash_problems(device, uses))
         return FlashAttention()
-    if find_spec("triton") is None:
+    if problems := triton_problems(device, uses):
+        listed = "".join(f"\n  {problem}" for problem in problems)
         raise OptionError(
-            "attention backend 'triton' needs the package triton, which is not installed: "
-            "run `pip install triton`, or take the backend 'torch'."
-        )
-    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        raise OptionError(
-            f"attention backend 'triton' needs a CUDA or HIP device and was asked for '{device}': "
-            "take the backend 'torch', or set the environment variable TRITON_INTERPRET=1 before "
-            "the start to run the kernels (slowly) in Triton's interpreter."
+            f"attention backend 'triton' cannot run this:{listed}\n"
+            "Take attention=torch, which runs everywhere, or attention=auto."
         )
     return TritonAttention()
