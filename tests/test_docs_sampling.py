@@ -12,6 +12,7 @@ from docs_sampling import PAGE, page_with
 from tiny_llama import save_llama
 
 from assembler import SamplingParams
+from assembler.engine.options import EngineOptions
 from assembler.generation_config import recommended_params
 
 
@@ -28,7 +29,9 @@ def test_every_name_in_the_text_exists():
         *SamplingParams.model_fields,
         *("text", "token_ids", "finish_reason", "stop_reason", "cumulative_logprob"),
         *("decoded_token", "do_sample", "eos_token_id", "max_new_tokens"),
+        *("with_", "max_logprobs"),
     }
+    assert hasattr(SamplingParams, "with_") and "max_logprobs" in EngineOptions.model_fields
     named = set(re.findall(r"`([a-z_]+)`", text))
     assert named <= known, named - known
 
