@@ -21,9 +21,9 @@ def llm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LLM:
     runner = llm.engine.model_runner
     execute = runner.execute
 
-    def slow(batch):
+    def slow(*args):
         now[0] += 1.0
-        return execute(batch)
+        return execute(*args)
 
     monkeypatch.setattr(runner, "execute", slow)
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
