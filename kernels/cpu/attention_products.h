@@ -59,7 +59,7 @@ static inline void run_few_values(int rows, const T* weights, int64_t stride, in
 template <typename T, typename Call>
 static void panel_scores(const T* q, int64_t rows, int64_t k, const T* const* keys,
                          uint32_t* panel, float* out, Call call) {
-    if (rows <= FEW_QUERIES && takes_few_rows<T>(rows, k)) {
+    if (rows <= FEW_QUERIES && takes_few_rows<T>(rows, k, k)) {
         for (int half = 0; half < COLUMNS; half += LANES) {
             call();
             run_few_rows<T, FEW_QUERIES, false>({q, k, k, keys + half, out + half}, rows);

@@ -58,8 +58,10 @@ static inline void run_few_rows(const FewRows<T>& f, int64_t rows) {
         run_few_rows<T, ROWS - 1, CALLS>(f, rows);
 }
 
-// Whether rows of k numbers can be taken that way.
+// Whether rows of k numbers, `stride` apart, are best taken that way: whole units, and not many in
+// the same places of the first cache.
 template <typename T>
-static inline bool takes_few_rows(int64_t rows, int64_t k) {
-    return rows <= FEW_ROWS && k % PER_UNIT<T> == 0;
+static inline bool takes_few_rows(int64_t rows, int64_t k, int64_t stride) {
+    int64_t most = stride * (int64_t)sizeof(T) % 4096 ? FEW_ROWS : 4;
+    return rows <= most && k % PER_UNIT<T> == 0;
 }

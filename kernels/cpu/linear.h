@@ -125,7 +125,7 @@ static void linear(const Product<T>& p, int64_t first, int64_t last, float* scra
     int64_t step = features_of_panel(p.epilogue);
     for (; first < last; first += step) {
         int64_t end = std::min(last, first + step);
-        if (takes_few_rows<T>(p.rows, p.k))
+        if (takes_few_rows<T>(p.rows, p.k, p.x_stride))
             few_rows_panel(p, first, end, scratch);
         else
             linear_panel(p, first, end, scratch);
