@@ -56,7 +56,8 @@ def test_numbers_have_a_range_and_nothing_else_is_one(name: str):
 
 @pytest.mark.parametrize("name", SWITCHES)
 def test_switches_are_true_or_false(name: str):
-    for value in (0, 1, "yes", "true", None, []):
+    nothing = () if type(None) in kinds(name) else (None,)
+    for value in (0, 1, "yes", "true", [], *nothing):
         assert refusal(**{name: value}).startswith(f"{name}="), value
 
 
@@ -110,6 +111,19 @@ def test_a_share_of_the_memory_becomes_pages(folder: Path, monkeypatch: pytest.M
         assert len(keys) == len(values) == free // page
     with pytest.raises(OptionError, match=r"gpu_memory_utilization=0\.4 .* nothing is left"):
         LLM(folder, gpu_memory_utilization=0.4)
+
+
+def test_steps_overlap_or_not(folder: Path):
+    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+    found = []
+    for overlap in (None, False, True):
+        llm = LLM(folder, device="cpu", overlap_scheduling=overlap)
+        llm.add_request([1, 2], params)
+        (first,) = llm.step()
+        assert (llm.engine._flight is not None) == (overlap is True)
+        found.append(llm.generate([1, 2], params, use_tqdm=False)[0].outputs[0].token_ids)
+        assert found[-1][:1] == first.outputs[0].token_ids
+    assert found[0] == found[1] == found[2]
 
 
 def test_prompts_are_cut_or_not(folder: Path):

@@ -117,8 +117,13 @@ def resident_bytes() -> int:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's /proc")
-@pytest.mark.parametrize(("prefix_caching", "num_requests"), [(True, 2000), (False, 500)])
-def test_every_request_ends_as_it_should(prefix_caching: bool, num_requests: int, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("prefix_caching", "overlap", "num_requests"),
+    [(True, False, 2000), (False, False, 500), (True, True, 600)],
+)
+def test_every_request_ends_as_it_should(
+    prefix_caching: bool, overlap: bool, num_requests: int, tmp_path: Path
+):
     save_llama(tmp_path)
     llm = LLM(
         tmp_path,
@@ -127,6 +132,7 @@ def test_every_request_ends_as_it_should(prefix_caching: bool, num_requests: int
         max_num_seqs=10,
         max_num_batched_tokens=40,
         enable_prefix_caching=prefix_caching,
+        overlap_scheduling=overlap,
         seed=0,
     )
     with torch.no_grad():

@@ -19,12 +19,14 @@ from assembler.engine.lengths import check_lengths, max_model_len, max_num_batch
 from assembler.engine.llm_engine import LLMEngine
 from assembler.engine.model_runner import ModelRunner
 from assembler.engine.options import EngineOptions
+from assembler.engine.overlap import runs_asynchronously
 from assembler.engine.page_pool import PagePool
 from assembler.engine.peers import Peers
 from assembler.engine.sampler import Sampler
 from assembler.engine.scheduled_batch import most_logit_rows
 from assembler.engine.scheduler import Scheduler
 from assembler.engine.step_memory import step_memory
+from assembler.errors import OptionError
 
 if TYPE_CHECKING:
     from assembler.kernels.dispatch import AttentionBackend
@@ -78,7 +80,18 @@ def build_engine(
         prefix_caching=options.enable_prefix_caching,
         length_border=length_border(model),
         max_logprobs=options.max_logprobs,
+        overlap=_overlaps(options.overlap_scheduling, torch.device(device), peers),
     )
+
+
+def _overlaps(wanted: bool | None, device: torch.device, peers: Peers | None) -> bool:
+    """Whether steps overlap; ranks run each one together."""
+    if wanted and peers is not None:
+        raise OptionError(
+            "overlap_scheduling=true: ranks that share a model run each step together. Leave it "
+            "out, or use tensor_parallel_size=1."
+        )
+    return runs_asynchronously(device) and peers is None if wanted is None else wanted
 
 
 def build_runner(

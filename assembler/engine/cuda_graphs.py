@@ -28,6 +28,7 @@ from torch import nn
 
 from assembler.blocks.context import ForwardContext
 from assembler.engine.decode_inputs import DecodeInputs
+from assembler.engine.overlap import LateTokens
 from assembler.engine.step_inputs import StepInputs
 from assembler.engine.step_memory import step_memory
 
@@ -106,7 +107,7 @@ class DecodeGraphs:
     """The graphs of a model, over inputs and logits that they share. Not thread-safe."""
 
     inputs: DecodeInputs
-    logits: torch.Tensor  # [largest batch, vocab], of the newest step
+    logits: torch.Tensor | None = None  # [largest batch, vocab], of the newest step
     replays: dict[int, Callable[[], None]] = field(default_factory=dict)  # by batch size
     sizes: list[int] = field(default_factory=list)  # of the graphs, ascending
     memory: int = 0  # bytes of the device that recording took, buffers and compiled kernels too
@@ -119,11 +120,13 @@ class DecodeGraphs:
             return False
         return len(step.context_lens) <= self.sizes[-1] and self.inputs.holds(step)
 
-    def run(self, step: StepInputs) -> torch.Tensor:
+    def run(self, step: StepInputs, late: LateTokens | None = None) -> torch.Tensor:
         """The logits [S, vocab] of a step that it `takes`; they are valid until the next one."""
         num_sequences = len(step.context_lens)
         size = self.sizes[bisect.bisect_left(self.sizes, num_sequences)]
         self.inputs.fill(step, size)
+        if late is not None:
+            late.put_into(self.inputs.of(size)[0])
         self.replays[size]()
         self.num_replays += 1
         return self.logits[:num_sequences]
@@ -157,7 +160,7 @@ def record_decodes(
         return forward(input_ids, context(**fields))
 
     try:
-        graphs = DecodeGraphs(inputs, torch.empty_like(run(largest)))
+        graphs = DecodeGraphs(inputs)
         for size in reversed(settings.batch_sizes):
             _record(graphs, size, run, capture)
     except RuntimeError as error:
@@ -187,6 +190,8 @@ def _record(
         graphs.logits[:size].copy_(run(size))
 
     try:
+        if not graphs.replays:  # it is the largest that there is memory for
+            graphs.logits = torch.empty_like(run(size))
         graphs.replays[size] = capture(step)
     except torch.OutOfMemoryError:
         _log.warning("no memory for a CUDA graph of %d sequences: such steps run eagerly", size)

@@ -9,6 +9,7 @@ _NOTHING = "there is nothing like it here, leave it out"
 
 # Names of vLLM, nano-vllm, SGLang, transformers and llama.cpp.
 ENGINE = {
+    "async_scheduling": "here it is overlap_scheduling",
     "attention_backend": "here it is attention",
     "attn_implementation": "here it is attention",
     "block_size": "here it is page_size",
@@ -17,6 +18,7 @@ ENGINE = {
     "cpu_offload_gb": _NOTHING,
     "device_map": "here it is device",
     "disable_log_stats": "nothing is logged in steps; numbers are in llm.engine.stats",
+    "disable_overlap_schedule": "here it is overlap_scheduling=false",
     "distributed_executor_backend": "ranks are processes; leave it out",
     "download_dir": "downloads go to the Hub's cache: set HF_HOME",
     "enable_lora": _NOTHING,

@@ -9,6 +9,7 @@ from assembler.engine.admission import Admission, TokenizerLike
 from assembler.engine.model_runner import ModelRunner, current_device
 from assembler.engine.options import MAX_LOGPROBS
 from assembler.engine.outputs import RequestOutput
+from assembler.engine.overlap import Flight, ReasonsToWait, unread_tokens
 from assembler.engine.request import Request
 from assembler.engine.sampling_params import SamplingParams
 from assembler.engine.scheduled_batch import ScheduledBatch
@@ -33,6 +34,7 @@ class LLMEngine:
         prefix_caching: bool = True,
         length_border: int | None = None,
         max_logprobs: int = MAX_LOGPROBS,
+        overlap: bool = False,
     ) -> None:
         """An engine without requests; `build_engine` makes one from a model and options.
 
@@ -41,6 +43,7 @@ class LLMEngine:
             vocab_size: rows of the model's embedding; token ids are below it.
             max_model_len: tokens of prompt and output together, at most.
             prefix_caching, length_border, max_logprobs: see `Admission`.
+            overlap: make the next step while the device runs one, see `overlap`.
         """
         self.model_runner = model_runner
         self.scheduler = scheduler
@@ -59,6 +62,8 @@ class LLMEngine:
             max_logprobs=max_logprobs,
         )
         self._requests = UnfinishedRequests(scheduler)
+        self._reasons_to_wait = ReasonsToWait() if overlap else None
+        self._flight: Flight | None = None  # the step whose tokens are read next
         self._outputs: list[RequestOutput] = []  # made, and not yet returned by `step`
         self._in_step: list[str] = []  # requests of the step that runs, or failed
 
@@ -135,16 +140,40 @@ class LLMEngine:
     def _run_step(self) -> None:
         """Run a step and add what is to be reported to `_outputs`."""
         start = time.perf_counter()
+        flight, self._flight = self._flight, None
+        following = None
         self._in_step = []
-        batch = self.scheduler.schedule()
-        assert batch.items, "there is work, and nothing can run"
-        self._in_step = [*dict.fromkeys(item.sequence.request_id for item in batch.items)]
-        for item in batch.items:
-            self._requests.of(item.sequence).mark_scheduled(start)
         with current_device(self.model_runner.device):
-            token_ids = self.model_runner.execute(batch)
-        self._outputs += self._requests.advance(self.scheduler.update(batch, token_ids))
-        self._count(batch, time.perf_counter() - start)
+            if flight is None or not flight.live_items:
+                flight = self._launch(None)
+                assert flight is not None, "there is work, and nothing can run"
+            else:
+                self._in_step = flight.request_ids
+            if not flight.is_read:
+                following = self._launch(flight)
+            live = ScheduledBatch(flight.live_items)
+            token_ids = flight.read()
+        self._outputs += self._requests.advance(self.scheduler.update(flight.batch, token_ids))
+        self._flight = following
+        self._count(live, time.perf_counter() - start)
+
+    def _launch(self, before: Flight | None) -> Flight | None:
+        """Schedule and launch a step, behind the one `before` it; None if nothing can run."""
+        batch = self.scheduler.schedule()
+        if not batch.items:
+            return None
+        self._in_step = [*self._in_step, *(item.sequence.request_id for item in batch.items)]
+        launched = time.perf_counter()
+        for item in batch.items:
+            self._requests.of(item.sequence).mark_scheduled(launched)
+        late = None if before is None else before.late_tokens(batch)
+        reasons = self._reasons_to_wait
+        overlaps = reasons is not None and not reasons.waits(batch)
+        run = self.model_runner.launch if overlaps else self.model_runner.execute
+        with unread_tokens(item.sequence for item in batch.items):
+            flight = Flight(batch, run(batch, late))
+        self.scheduler.launched(batch)
+        return flight
 
     def _recover(self) -> None:
         """After a failure anywhere in a step: what runs is computed anew, what ended is reported.

@@ -17,6 +17,7 @@ from assembler.engine.cpu_step import CPUStep, cpu_step
 from assembler.engine.cuda_graphs import DecodeGraphs, GraphSettings, record_decodes
 from assembler.engine.host_copies import to_device
 from assembler.engine.kv_cache import KVCache, allocate_kv_caches, cache_specs
+from assembler.engine.overlap import LateTokens, SampledTokens
 from assembler.engine.page_table import PageTable
 from assembler.engine.peers import Peers
 from assembler.engine.sampler import Sampler
@@ -85,15 +86,23 @@ class ModelRunner:
         """The compiled kernels, for the steps that fit them; None: every step runs in torch."""
         return self._small_step
 
-    def execute(self, batch: ScheduledBatch) -> list[int | None]:
+    def execute(self, batch: ScheduledBatch, late: LateTokens | None = None) -> list[int | None]:
         """Run the step; a new token for each of `batch.sampling_sequences`.
 
         None stands for a sequence whose logits are no distribution (NaN).
+
+        Args:
+            late: input ids that only the device knows.
         """
         inputs = StepInputs.of(batch, self.page_size)
         with self.peers.step(inputs.pack()) if self.peers else nullcontext():
-            logits = self._score_prompts(batch, self.run(inputs))
+            logits = self._score_prompts(batch, self.run(inputs, late))
             return self.sampler.sample(logits, batch.sampling_sequences)
+
+    def launch(self, batch: ScheduledBatch, late: LateTokens | None = None) -> SampledTokens:
+        """The same, without waiting for the device; `Sampler.found` says what the tokens mean."""
+        logits = self.run(StepInputs.of(batch, self.page_size), late)
+        return SampledTokens(self.sampler.choose(logits, batch.sampling_sequences))
 
     def serve(self) -> None:
         """In a rank that does not schedule: run every step that comes, until none does."""
@@ -101,11 +110,13 @@ class ModelRunner:
             self.run(StepInputs.unpack(packed))
 
     @torch.inference_mode()
-    def run(self, inputs: StepInputs) -> torch.Tensor:
+    def run(self, inputs: StepInputs, late: LateTokens | None = None) -> torch.Tensor:
         """The logits [R, V] of a step, valid until the next one."""
         if self.graphs is not None and self.graphs.takes(inputs):
-            return self.graphs.run(inputs)
+            return self.graphs.run(inputs, late)
         input_ids, ctx = self.model_inputs(inputs)
+        if late is not None:
+            late.put_into(input_ids)
         small = self._small_step
         return (small if small and small.fits(input_ids) else self.model)(input_ids, ctx)
 

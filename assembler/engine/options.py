@@ -168,6 +168,11 @@ class EngineOptions(Options):
         False,
         description="run the torch module as it is, without compiled kernels (CPU) or CUDA graphs",
     )
+    overlap_scheduling: bool | None = Field(
+        None,
+        description="make the next step while the device runs one, before its tokens are known; "
+        "null: on a GPU that is not shared by ranks",
+    )
     max_logprobs: int = Field(
         MAX_LOGPROBS,
         ge=ALL_TOKENS,

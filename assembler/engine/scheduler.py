@@ -6,10 +6,12 @@ need them; when they run out, the newest running sequence gives up its pages and
 later (preemption by recompute, Kwon et al., 2023). First come, first served throughout: `running`
 followed by `waiting` is always the order of arrival.
 
-A sequence starts behind the full pages that hold its beginning already (prefix caching). A page is
-known by its tokens as soon as it is scheduled to be full, so that those who start in the same step
-share it too: every layer stores the keys and values of all tokens of a step before any of them
-attends. That holds only if the step runs; if it fails, `restart` computes everything anew.
+A sequence starts behind the full pages that hold its beginning already (prefix caching), also those
+that this very step is to fill. They hold it only if the step runs; if it fails, `restart` computes
+everything anew.
+
+A step may be scheduled while one is in flight whose tokens nobody has read (`overlap`): a sequence
+then runs its unread token, unless that is the last one allowed.
 
     add ──> waiting ──schedule──> running ──finish──> (gone)
                ^──────preempt────────┘
@@ -24,6 +26,7 @@ from assembler.engine.outputs import FinishReason
 from assembler.engine.page_pool import PagePool
 from assembler.engine.scheduled_batch import ScheduledBatch, ScheduledSequence, room_for
 from assembler.engine.sequence import Sequence, SequenceStatus
+from assembler.engine.sequence_pages import SequencePages
 from assembler.errors import OptionError
 
 
@@ -54,6 +57,7 @@ class Scheduler:
                 f"sequence advances in every step. Raise the first or lower the second."
             )
         self.page_pool = page_pool
+        self._pages = SequencePages(page_pool)
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_num_seqs = max_num_seqs
         self.chunked_prefill = chunked_prefill
@@ -70,47 +74,64 @@ class Scheduler:
     def schedule(self) -> ScheduledBatch:
         """The next step: the running sequences, then as many waiting ones as fit.
 
-        Only pages and queues change. `update` follows when the step has run, else `restart`.
+        Only pages and queues change. `launched` follows when the step runs, else `restart`.
         """
         items: list[ScheduledSequence] = []
         self._schedule_waiting(items, self._schedule_running(items))
         return ScheduledBatch(items)
 
+    def launched(self, batch: ScheduledBatch) -> None:
+        """Record that a step runs: the next may be scheduled, and `update` brings the tokens."""
+        for item in batch.items:
+            sequence = item.sequence
+            sequence.num_computed_tokens = item.start + item.num_new_tokens
+            sequence.num_unread_tokens += item.samples
+            if sequence.num_computed_tokens >= sequence.num_prompt_tokens:
+                sequence.needs_prompt_logits = False
+
     def update(self, batch: ScheduledBatch, token_ids: SequenceOf[int | None]) -> list[Sequence]:
-        """Record a step that ran; the sequences that got a token, or ended without one.
+        """Record the tokens of a step; the sequences that got one, or ended without one.
 
         Args:
             token_ids: a new token for each of `batch.sampling_sequences`; None ends a sequence for
                 which none could be sampled (or computes it anew, see `_fail`).
         """
-        for item in batch.items:
-            sequence = item.sequence
-            sequence.num_computed_tokens = item.start + item.num_new_tokens
-            if sequence.num_computed_tokens >= sequence.num_prompt_tokens:
-                sequence.needs_prompt_logits = False
         advanced = []
         for sequence, token_id in zip(batch.sampling_sequences, token_ids, strict=True):
+            if sequence.is_finished:
+                continue  # at the token before, or aborted
+            sequence.num_unread_tokens -= 1
+            if sequence.discards_unread:
+                sequence.discards_unread = sequence.num_unread_tokens > 0
+                continue
             if token_id is None:
                 self._fail(sequence)
                 if not sequence.is_finished:
                     continue
             elif (reason := sequence.append(token_id)) is not None:
                 self.finish(sequence, reason)
+            else:
+                self._pages.make_known(sequence, len(sequence) - 1, sequence.num_computed_tokens)
             advanced.append(sequence)
         return advanced
 
     def restart(self) -> None:
-        """Compute all running sequences anew: a step failed, and what pages hold is unknown."""
+        """Compute all running sequences anew: a step failed, and what pages hold is unknown.
+
+        No step is in flight any more: tokens that were not read are sampled again.
+        """
         while self.running:
             self._preempt(self.running[-1])
         self.page_pool.forget_all()
+        for sequence in self.waiting:
+            sequence.num_unread_tokens, sequence.discards_unread = 0, False
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """End a waiting or running sequence and free its pages."""
         assert not sequence.is_finished, sequence
         runs = sequence.status is SequenceStatus.RUNNING
         (self.running if runs else self.waiting).remove(sequence)
-        self._release_pages(sequence)
+        self._pages.release(sequence)
         sequence.status = SequenceStatus.FINISHED
         sequence.finish_reason = reason
 
@@ -126,13 +147,19 @@ class Scheduler:
         Not-a-number spreads backwards: masked keys weigh 0, and 0 * NaN is NaN. So a page of
         harmless tokens that another sequence has computed may be the cause.
         """
-        self.page_pool.forget(sequence.pages)
+        runs = sequence.status is SequenceStatus.RUNNING
+        if runs:
+            self.page_pool.forget(sequence.pages)
+        else:
+            self.page_pool.forget_all()  # preempted meanwhile: its pages may be anywhere
         if sequence.num_reused_tokens == 0:
             self.finish(sequence, "abort")
             return
         sequence.share_no_pages()
-        self.running.remove(sequence)
-        self._requeue(sequence)
+        sequence.discards_unread = sequence.num_unread_tokens > 0
+        if runs:
+            self.running.remove(sequence)
+            self._requeue(sequence)
 
     def _schedule_running(self, items: list[ScheduledSequence]) -> int:
         """Schedule the running sequences, oldest first; return the budget that is left."""
@@ -143,7 +170,7 @@ class Scheduler:
             index += 1
             room = room_for(sequence, items, budget, self.chunked_prefill)
             if not (count := min(sequence.num_uncomputed_tokens, room)):
-                continue  # older prompts are scored in this step
+                continue  # older prompts are scored in this step, or it ends with an unread token
             if not self._make_room(sequence, count):
                 break  # it was the newest itself
             items.append(self._take(sequence, count))
@@ -160,10 +187,12 @@ class Scheduler:
         """
         pool = self.page_pool
         scored = (s for s in self.running if s.needs_prompt_logits)
-        owed = sum(self._pages_missing(s, s.num_uncomputed_tokens) for s in scored)
+        owed = sum(self._pages.missing(s, s.num_uncomputed_tokens) for s in scored)
         while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
             sequence = self.waiting[0]
-            cached = self._cached_pages(sequence)
+            if sequence.num_unread_tokens:
+                break  # preempted while a step was in flight
+            cached = self._pages.cached(sequence)
             missing = pool.pages_for(len(sequence)) - len(cached)
             num_uncomputed = len(sequence) - len(cached) * pool.page_size
             room = room_for(sequence, items, budget, self.chunked_prefill)
@@ -173,20 +202,8 @@ class Scheduler:
             self._start(sequence, cached)
             count = min(num_uncomputed, room)
             items.append(self._take(sequence, count))
-            owed += self._pages_missing(sequence, num_uncomputed)
+            owed += self._pages.missing(sequence, num_uncomputed)
             budget -= count
-
-    def _cached_pages(self, sequence: Sequence) -> list[int]:
-        """The pages that hold the beginning of a waiting sequence.
-
-        Its last token has to run, as the next one is sampled after it, and so have all tokens of a
-        prompt whose logits are wanted.
-        """
-        if sequence.needs_prompt_logits:
-            return []
-        page_size = self.page_pool.page_size
-        keys = sequence.keys_of_pages((len(sequence) - 1) // page_size, page_size)
-        return self.page_pool.known.longest_prefix(keys)
 
     def _start(self, sequence: Sequence, cached: list[int]) -> None:
         """Make the first waiting sequence a running one, behind the pages that are there."""
@@ -204,7 +221,7 @@ class Scheduler:
 
     def _make_room(self, sequence: Sequence, count: int) -> bool:
         """Preempt the newest until `count` more tokens fit; False if `sequence` went itself."""
-        while self._pages_missing(sequence, count) > self.page_pool.num_free:
+        while self._pages.missing(sequence, count) > self.page_pool.num_free:
             newest = self.running[-1]
             assert len(self.running) > 1, f"the cache cannot hold {newest} alone"
             self._preempt(newest)
@@ -214,24 +231,9 @@ class Scheduler:
 
     def _take(self, sequence: Sequence, count: int) -> ScheduledSequence:
         """Schedule the next `count` tokens of `sequence`, with pages for them."""
-        sequence.pages += self.page_pool.allocate(self._pages_missing(sequence, count))
-        self._make_known(sequence, sequence.num_computed_tokens + count)
+        self._pages.take(sequence, count)
         samples = count == sequence.num_uncomputed_tokens
         return ScheduledSequence(sequence, sequence.num_computed_tokens, count, samples)
-
-    def _make_known(self, sequence: Sequence, end: int) -> None:
-        """Let others share the pages that are full once the tokens before `end` are computed."""
-        page_size = self.page_pool.page_size
-        first, last = sequence.num_computed_tokens // page_size, end // page_size
-        if first < last:
-            keys = sequence.keys_of_pages(last, page_size)
-            for key, page in zip(keys[first:], sequence.pages[first:last], strict=bool(keys)):
-                self.page_pool.known.add(key, page)
-
-    def _pages_missing(self, sequence: Sequence, count: int) -> int:
-        """Pages to add before `count` more tokens of `sequence` can be stored."""
-        end = sequence.num_computed_tokens + count
-        return max(0, self.page_pool.pages_for(end) - len(sequence.pages))
 
     def _preempt(self, sequence: Sequence) -> None:
         """Take the pages of the newest running sequence; it is next to run again."""
@@ -242,11 +244,6 @@ class Scheduler:
 
     def _requeue(self, sequence: Sequence) -> None:
         """Make a sequence that runs no more the next one to start."""
-        self._release_pages(sequence)
+        self._pages.release(sequence)
         sequence.status = SequenceStatus.WAITING
         self.waiting.appendleft(sequence)
-
-    def _release_pages(self, sequence: Sequence) -> None:
-        self.page_pool.free(sequence.pages)
-        sequence.pages = []
-        sequence.num_computed_tokens = 0

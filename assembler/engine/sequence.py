@@ -60,6 +60,8 @@ class Sequence:
         self.num_prompt_tokens = len(prompt_token_ids)
         self.pages: list[int] = []  # filled by the scheduler; it grows, or is another list
         self.num_computed_tokens = 0  # advanced by the scheduler
+        self.num_unread_tokens = 0  # sampled after `token_ids`, and not yet known to the host
+        self.discards_unread = False  # they came of a pass that counts no more
         self.num_cached_tokens: int | None = None  # found in the cache when it was first started
         self.num_reused_tokens = 0  # found there when it was started last
         # Whether the logits after each token of the prompt are wanted (of one sample only); ends
@@ -106,7 +108,9 @@ class Sequence:
 
     @property
     def num_uncomputed_tokens(self) -> int:
-        return len(self.token_ids) - self.num_computed_tokens
+        """How many tokens can be run now, unread ones too; the last one allowed never is."""
+        known = min(len(self.token_ids) + self.num_unread_tokens, self._max_length - 1)
+        return known - self.num_computed_tokens
 
     @property
     def is_finished(self) -> bool:

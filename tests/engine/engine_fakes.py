@@ -87,7 +87,10 @@ def greedy_reference(prompt: list[int], count: int, *, by_length: bool = True) -
 
 
 class ScriptedModel(nn.Module):
-    """The token after position p is script[p], whatever the prompt; NaN where that is None."""
+    """The token after position p is script[p], whatever the prompt; NaN where that is None.
+
+    Behind its end, where a step that overlaps may run a token more, it is token 1.
+    """
 
     def __init__(self, script: list[int | None]) -> None:
         super().__init__()
@@ -98,7 +101,7 @@ class ScriptedModel(nn.Module):
         positions = ctx.positions if ctx.logit_rows is None else ctx.positions[ctx.logit_rows]
         logits = torch.zeros(len(positions), VOCAB)
         for row, position in enumerate(positions.tolist()):
-            token_id = self.script[position]
+            token_id = self.script[position] if position < len(self.script) else 1
             if token_id is None:
                 logits[row, 3] = torch.nan
             else:
@@ -163,6 +166,7 @@ def make_engine(
     seed: int | None = 0,
     prefix_caching: bool = True,
     chunked_prefill: bool = True,
+    overlap: bool = False,
 ) -> LLMEngine:
     """An engine over a fake model; `shuffle_pages` is the seed of a random order of free pages."""
     pool = PagePool(num_pages, page_size)
@@ -190,6 +194,7 @@ def make_engine(
         max_model_len=max_model_len,
         prefix_caching=prefix_caching,
         length_border=length_border(model),
+        overlap=overlap,
     )
 
 

@@ -208,6 +208,18 @@ def test_a_size_without_memory_is_left_out(model, caplog):
     assert tokens(engine) == tokens(engine_with(model, None))
 
 
+def test_a_step_of_the_largest_batch_that_finds_no_memory_costs_its_graph_alone(caplog):
+    class Large(TinyLM):
+        def forward(self, input_ids, ctx):
+            if len(input_ids) > 4:
+                raise torch.OutOfMemoryError("no memory")
+            return super().forward(input_ids, ctx)
+
+    graphs = engine_with(Large().requires_grad_(False), RunAgain()).model_runner.graphs
+    assert graphs.sizes == [1, 2, 4] and len(graphs.logits) == 4
+    assert "CUDA graph of 8 sequences" in caplog.text
+
+
 def test_a_model_that_reads_on_the_host_runs_eagerly(model, caplog):
     error = RuntimeError("called a synchronizing CUDA operation")
     engine = engine_with(model, RunAgain({2: error}))

@@ -27,6 +27,7 @@ def step(scheduler, token_id=7):
     """Schedule and pretend to run; [(request, start, tokens, samples)]."""
     batch = scheduler.schedule()
     rows = [(i.sequence.request_id, i.start, i.num_new_tokens, i.samples) for i in batch.items]
+    scheduler.launched(batch)
     scheduler.update(batch, [token_id] * len(batch.sampling_sequences))
     scheduler.check_integrity()
     return rows
