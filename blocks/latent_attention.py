@@ -14,7 +14,7 @@ from torch import nn
 
 from assembler.blocks.context import BuildContext, CacheSpec, ForwardContext
 from assembler.blocks.linear import ColumnLinear, ReplicatedLinear, RowLinear
-from assembler.blocks.norms import NormSpec
+from assembler.blocks.norms import LayerNorm, NormSpec, norm_fuses
 from assembler.blocks.parallel import Part
 from assembler.blocks.position_scale import PositionScale, position_factors
 from assembler.blocks.rope import RopeSettings, RotaryEmbedding, apply_rotary, rotary_dim
@@ -22,6 +22,10 @@ from assembler.blocks.rope_frequencies import score_factor
 from assembler.errors import SpecError
 from assembler.kernels.attention_options import AttentionOptions
 from assembler.kernels.dense_attention import dense_attention
+from assembler.kernels.fused import runs_fused
+from assembler.kernels.head_steps import Rotation
+from assembler.kernels.latent_kv import LatentNorm, latent_store_kv, takes_one_pass
+from assembler.kernels.traced import is_traced
 
 Size = Annotated[int, Field(gt=0)]
 
@@ -103,65 +107,82 @@ class LatentAttn(nn.Module):
 
     def forward(self, x: torch.Tensor, ctx: ForwardContext) -> torch.Tensor:
         """[T, hidden] -> [T, hidden]; in a paged pass also stores the tokens' latents."""
-        q_nope, q_rope = self._queries(x, ctx)
-        latent, k_rope = self.kv_a(x).split((self.rank, self.rope_dim), dim=-1)
-        latent, k_rope = self.kv_a_norm(latent), self._rotate(k_rope.unsqueeze(-2), ctx)
+        q, kv = self._queries(x, ctx), self.kv_a(x)
+        rotation = None
+        if self.rope is not None:
+            rotation = Rotation(*self.rope(ctx, kv.dtype), self.rope.style)
         if ctx.paged is None:
-            out = self._attend_dense(q_nope, q_rope, latent, k_rope)
+            out = self._attend_dense(q, kv, rotation)
         else:
-            out = self._attend_paged(q_nope, q_rope, latent, k_rope, ctx)
+            out = self._attend_paged(q, kv, rotation, ctx)
         return self.o(out.flatten(-2))
 
-    def _queries(self, x: torch.Tensor, ctx: ForwardContext) -> tuple[torch.Tensor, torch.Tensor]:
-        """The queries of all heads: [T, H, nope] without positions and [T, H, rope] rotated."""
+    def _queries(self, x: torch.Tensor, ctx: ForwardContext) -> torch.Tensor:
+        """The queries of all heads [T, H, nope + rope], not yet rotated."""
         q = self.q(x) if self.q is not None else self.q_b(self.q_a_norm(self.q_a(x)))
         q = q.unflatten(-1, (self.num_heads, self.head_dim))
-        if self.position_scale is not None:
-            q = q * position_factors(self.position_scale, ctx, q.dtype)
-        nope, rope = q.split((self.nope_dim, self.rope_dim), dim=-1)
-        return nope, self._rotate(rope, ctx)
-
-    def _rotate(self, heads: torch.Tensor, ctx: ForwardContext) -> torch.Tensor:
-        if self.rope is None:
-            return heads
-        cos, sin = self.rope(ctx, heads.dtype)
-        return apply_rotary(heads, cos, sin, self.rope.style)
+        if self.position_scale is None:
+            return q
+        return q * position_factors(self.position_scale, ctx, q.dtype)
 
     def _attend_dense(
-        self,
-        q_nope: torch.Tensor,
-        q_rope: torch.Tensor,
-        latent: torch.Tensor,
-        k_rope: torch.Tensor,
+        self, q: torch.Tensor, kv: torch.Tensor, rotation: Rotation | None
     ) -> torch.Tensor:
         """Attention of every head over keys and values of its own -> [T, H, v_head_dim]."""
+        q_nope, q_rope = q.split((self.nope_dim, self.rope_dim), dim=-1)
+        latent, k_rope = self._normed(kv, rotation)
         k_nope, v = self.kv_b(latent).split(self.kv_b.local_sizes, dim=-1)
         k_nope = k_nope.unflatten(-1, (self.num_heads, -1))
         k = torch.cat((k_nope, k_rope.expand(*k_nope.shape[:-1], -1)), dim=-1)
-        q = torch.cat((q_nope, q_rope), dim=-1)
+        q = torch.cat((q_nope, _rotated(q_rope, rotation)), dim=-1)
         v = v.unflatten(-1, (self.num_heads, -1))
         return dense_attention(q, k, v, AttentionOptions(scale=self.scale))
 
+    def _normed(
+        self, kv: torch.Tensor, rotation: Rotation | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """kv [T, R + rope] -> the latent [T, R] normed, and the key of all heads [T, 1, rope]."""
+        latent, k_rope = kv.split((self.rank, self.rope_dim), dim=-1)
+        return self.kv_a_norm(latent), _rotated(k_rope.unsqueeze(-2), rotation)
+
     def _attend_paged(
-        self,
-        q_nope: torch.Tensor,
-        q_rope: torch.Tensor,
-        latent: torch.Tensor,
-        k_rope: torch.Tensor,
-        ctx: ForwardContext,
+        self, q: torch.Tensor, kv: torch.Tensor, rotation: Rotation | None, ctx: ForwardContext
     ) -> torch.Tensor:
         """Attention of all heads over the cached latents, projected back -> [T, H, v_head_dim]."""
         to_keys, to_values = self.kv_b.weight.split(self.kv_b.local_sizes)
         to_keys = to_keys.view(self.num_heads, self.nope_dim, self.rank)
         to_values = to_values.view(self.num_heads, self.v_dim, self.rank)
-        q = torch.cat((_per_head(q_nope, to_keys), q_rope), dim=-1)
-        k = torch.cat((latent.unsqueeze(-2), k_rope), dim=-1)
         k_cache, _ = ctx.kv_caches[self.cache_index]
-        ctx.attention.store_kv(k, None, k_cache, None, ctx.paged.slot_mapping, self.k_scale)
+        q = self._store(q, kv, to_keys, rotation, ctx)
         scales = {"k_scale": self.k_scale, "v_scale": self.k_scale}
         options = AttentionOptions(scale=self.scale, value_dim=self.rank, **scales)
         read = ctx.attention.attend(q, k_cache, None, ctx.paged, options)
         return _per_head(read, to_values.transpose(1, 2))
+
+    def _store(
+        self,
+        q: torch.Tensor,
+        kv: torch.Tensor,
+        to_keys: torch.Tensor,
+        rotation: Rotation | None,
+        ctx: ForwardContext,
+    ) -> torch.Tensor:
+        """Store a step's latents and keys; the queries that read them, [T, H, R + rope].
+
+        On a GPU one kernel norms, rotates, joins and stores, where it knows the norm.
+        """
+        slots, (k_cache, _) = ctx.paged.slot_mapping, ctx.kv_caches[self.cache_index]
+        q_nope, q_rope = q.split((self.nope_dim, self.rope_dim), dim=-1)
+        norm = _latent_norm(self.kv_a_norm) if runs_fused(kv, q, to_keys) else None
+        if norm is not None and takes_one_pass(q, kv, k_cache, norm, rotation):
+            queries = q.new_empty(*q.shape[:-1], self.rank + self.rope_dim)
+            _per_head_into(queries[..., : self.rank], q_nope, to_keys)
+            latent_store_kv(q_rope, queries, kv, k_cache, slots, norm, rotation, self.k_scale)
+            return queries
+        latent, k_rope = self._normed(kv, rotation)
+        k = torch.cat((latent.unsqueeze(-2), k_rope), dim=-1)
+        ctx.attention.store_kv(k, None, k_cache, None, slots, self.k_scale)
+        return torch.cat((_per_head(q_nope, to_keys), _rotated(q_rope, rotation)), dim=-1)
 
     def cached_parts(self) -> dict[str, tuple[str, str]]:
         """(parameter, part) that makes what is cached, by kind; the values are a part of the keys.
@@ -176,6 +197,28 @@ class LatentAttn(nn.Module):
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, scale={self.scale:.6g}"
+
+
+def _rotated(heads: torch.Tensor, rotation: Rotation | None) -> torch.Tensor:
+    if rotation is None:
+        return heads
+    return apply_rotary(heads, rotation.cos, rotation.sin, rotation.style)
+
+
+def _latent_norm(norm: nn.Module) -> LatentNorm | None:
+    """A norm as a fused kernel takes it; None: it has to be called."""
+    if not norm_fuses(norm):
+        return None
+    layer_norm = isinstance(norm, LayerNorm)
+    return LatentNorm(layer_norm, norm.eps, norm.offset, norm.weight, norm.bias)
+
+
+def _per_head_into(out: torch.Tensor, x: torch.Tensor, weights: torch.Tensor) -> None:
+    """`_per_head(x, weights)`, written to out [T, H, B] without a copy where nobody traces."""
+    if is_traced(x):
+        out.copy_(_per_head(x, weights))
+    else:
+        torch.bmm(x.transpose(0, 1), weights, out=out.transpose(0, 1))
 
 
 def _per_head(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from assembler.blocks.context import BuildContext
-from assembler.blocks.norms import LayerNorm, NormSpec, RMSNorm
+from assembler.blocks.norms import LayerNorm, NormSpec, norm_fuses
 from assembler.blocks.parallel import Part
 from assembler.blocks.roles import BlockRole
 from assembler.kernels.head_steps import HeadNorm
@@ -75,9 +75,7 @@ class QKNorm(nn.Module):
         That is if they are of an unknown kind, span heads of other ranks too, or somebody listens
         to them (hooks).
         """
-        if type(q_norm) not in (RMSNorm, LayerNorm) or q_norm.split or k_norm.split:
-            return None
-        if any(m._forward_hooks or m._forward_pre_hooks for m in (q_norm, k_norm)):
+        if not (norm_fuses(q_norm) and norm_fuses(k_norm)):
             return None
         return HeadNorm(
             layer_norm=type(q_norm) is LayerNorm,

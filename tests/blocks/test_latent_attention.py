@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -10,6 +11,7 @@ from attention_harness import causal_mask
 from block_harness import build_context, fill, randn, run_ranks
 from test_attention_paged import LENGTHS, PAGE_SIZE, paged_context
 from torch import nn
+from torch._dynamo import lookup_backend
 from transformers import DeepseekV2Config, DeepseekV3Config, MiniCPM3Config, Mistral4Config
 from transformers.models.deepseek_v2 import modeling_deepseek_v2
 from transformers.models.deepseek_v3 import modeling_deepseek_v3
@@ -23,6 +25,8 @@ from assembler.blocks.parallel import TensorParallel
 from assembler.blocks.position_scale import PositionScale
 from assembler.blocks.rope import RopeSettings
 from assembler.errors import SpecError
+from assembler.kernels import fused
+from assembler.kernels.dispatch import attention_backend
 
 HIDDEN, LENGTH = 42, 11
 SIZES = {
@@ -169,6 +173,37 @@ def test_prefill_in_chunks_and_decode_over_latents_equal_dense(name):
         for text, pieces in zip(texts, results, strict=True):
             dense = attn(text[None], ForwardContext.dense(len(text)))[0]
             torch.testing.assert_close(torch.cat(pieces), dense, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_one_kernel_stores_what_torch_does(monkeypatch):
+    """Also traced in one graph, which holds the operation; norms with hooks are called."""
+    attn = fill(latent(rope=RopeSettings(theta=100.0, style="interleaved"))).eval()
+    attn.cache_index = 0
+    found, seen = [], []
+
+    def backend(graph_module, inputs):
+        seen.extend(str(node.target) for node in graph_module.graph.nodes)
+        return lookup_backend("aot_eager")(graph_module, inputs)
+
+    torch.compiler.reset()
+    traced = torch.compile(attn, backend=backend, fullgraph=True)
+    for choice, way in (("never", attn), ("always", attn), ("always", traced)):
+        monkeypatch.setattr(fused, "fused_choice", lambda choice=choice: choice)
+        caches = [(torch.zeros(8, PAGE_SIZE, 1, 14), None)]
+        ctx = paged_context([(0, 5), (0, 4)], caches)
+        ctx = replace(ctx, attention=attention_backend("triton", "cpu"))
+        with torch.no_grad():
+            found.append((way(randn(9, HIDDEN), ctx), caches[0][0]))
+    for out in found[1:]:
+        torch.testing.assert_close(out, found[0], rtol=2e-6, atol=2e-6)
+    assert sum("latent_store_kv" in name for name in seen) == 1
+
+    heard = []
+    attn.kv_a_norm.register_forward_hook(lambda *call: heard.append(call))
+    with torch.no_grad():
+        attn(randn(9, HIDDEN), paged_context([(0, 5), (0, 4)], caches))
+    assert len(heard) == 1
 
 
 @pytest.mark.parametrize("rank", [14, None])

@@ -14,9 +14,11 @@ import torch
 from assembler.kernels import embedding_triton, gated_triton, norms_triton
 from assembler.kernels.activation_triton import KNOWN_ACTIVATIONS
 from assembler.kernels.head_steps import HeadNorm, HeadSteps, Rotation
+from assembler.kernels.latent_kv import LatentNorm
+from assembler.kernels.latent_kv_triton import latent_store_kv_triton
 from assembler.kernels.rope_kv_triton import rope_store_kv_triton
 from assembler.kernels.sampling_torch import RowSettings
-from assembler.kernels.sampling_triton import sample_by_noise, sample_by_number
+from assembler.kernels.sampling_triton import sample_by_number
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
@@ -76,20 +78,29 @@ def heads(
     rope_store_kv_triton(*parts, pages, pages, torch.zeros(5, dtype=torch.int64), steps)
 
 
+def latents(
+    num_heads: int, style: str = "interleaved", cache: torch.dtype | None = None, rank: int = 512
+) -> None:
+    """One step of latent attention: a latent and 64 rotated numbers a token."""
+    q = torch.empty(5, num_heads, 192, dtype=BF16)[..., 128:]
+    queries = torch.empty(5, num_heads, rank + 64, dtype=BF16)
+    kv, weight = torch.empty(5, rank + 64, dtype=BF16), torch.empty(rank, dtype=BF16)
+    pages = torch.empty(4, 16, 1, rank + 64, dtype=cache or BF16)
+    table = torch.empty(5, 1, 64, dtype=BF16)
+    about = (LatentNorm(False, 1e-6, 0, weight), Rotation(table, table, style))
+    latent_store_kv_triton(q, queries, kv, pages, torch.zeros(5).long(), *about)
+
+
 def embed(width: int, dtype: torch.dtype, factor: float) -> None:
     """Some tokens of a vocabulary."""
     embedding_triton.embed_triton(torch.zeros(5).long(), torch.empty(9, width, dtype=dtype), factor)
 
 
-def sample(dtype: torch.dtype, *, noise: bool) -> None:
-    """Rows of a vocabulary of 151,936 tokens, each with settings of its own."""
+def sample(dtype: torch.dtype, vocab_size: int = 151_936) -> None:
+    """Rows of a vocabulary, each with settings of its own."""
     rows = torch.empty(3)
-    settings = RowSettings(rows, rows.int(), rows, rows)
-    logits = torch.empty(3, 151_936, dtype=dtype)
-    if noise:
-        sample_by_noise(logits, *settings, rows.long(), rows.long(), rows.long())
-    else:
-        sample_by_number(logits, *settings, rows)
+    settings = RowSettings(rows, rows, rows, rows)
+    sample_by_number(torch.empty(3, vocab_size, dtype=dtype), *settings, rows)
 
 
 CASES: Mapping[str, Callable[[], None]] = MappingProxyType(
@@ -130,10 +141,16 @@ CASES: Mapping[str, Callable[[], None]] = MappingProxyType(
         "heads 40/8 of 128, one QK-norm, pairs": partial(
             heads, 40, 8, 128, BF16, norm="all", style="interleaved"
         ),
+        "latents of 512 + 64, 128 heads": partial(latents, 128),
+        "latents of 512 + 64, 16 heads, halves": partial(latents, 16, "half"),
+        "latents of 512 + 64, 128 heads, fp8 cache": partial(
+            latents, 128, cache=torch.float8_e4m3fn
+        ),
         "embedding, 4096, bf16": partial(embed, 4096, BF16, 1.0),
         "embedding, 2304, scaled, bf16": partial(embed, 2304, BF16, 48.0),
-        "sampling by a number, fp32": partial(sample, FP32, noise=False),
-        "sampling by noise, bf16": partial(sample, BF16, noise=True),
+        "sampling, fp32": partial(sample, FP32),
+        "sampling, bf16": partial(sample, BF16),
+        "sampling of 262,144 tokens, bf16": partial(sample, BF16, 262_144),
         "gate clamped, fp16": partial(gate, "quick_gelu", FP16, 2880, limit=7.0, up_offset=1.0),
         "gate silu, fp32": partial(gate, "silu", FP32, 1536),
         **{
