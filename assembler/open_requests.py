@@ -158,9 +158,9 @@ class OpenRequests:
     @contextmanager
     def _in_engine(self) -> Iterator[LLMEngine]:
         """The engine; streams that are closed meanwhile leave it alone."""
-        engine = self.engine
+        engine, before = self.engine, self._is_in_engine
         self._is_in_engine = True
         try:
             yield engine
         finally:
-            self._is_in_engine = False
+            self._is_in_engine = before
