@@ -139,6 +139,15 @@ def grouped_mlp_cost(
     return Cost(weights + activations, 2 * 3 * rows * hidden * inner)
 
 
+def routing_cost(tokens: int, top_k: int, experts: int, itemsize: int = 2) -> Cost:
+    """Choosing the `top_k` experts of each token by its logits, and sorting the choices by expert.
+
+    Logits are read, weights (4 bytes) and choices (8) written; choices are read again and their
+    places (4) written.
+    """
+    return Cost(tokens * (experts * itemsize + top_k * (4 + 8 + 8 + 4)), 0)
+
+
 def linear_cost(tokens: int, inputs: int, outputs: int, itemsize: int = 2) -> Cost:
     """A linear layer: weights once, activations in and out."""
     moved = (inputs * outputs + tokens * (inputs + outputs)) * itemsize

@@ -1,7 +1,7 @@
 """The grouped products of a mixture of experts as Triton kernels: up, with the gating, and down.
 
 Rows are sorted by expert and cut into tiles that never straddle two experts, as in MegaBlocks
-(Gale et al., 2022) and vLLM's fused MoE; the tables that say so are made by `align_experts`.
+(Gale et al., 2022) and vLLM's fused MoE; the tables that say so are made by `launch_alignment`.
 Launched by `grouped_mlp_triton`.
 
 Shapes: N tokens, K experts a token, E experts, H hidden, I intermediate (this rank's share).

@@ -1,9 +1,9 @@
 """The experts of a mixture in Triton: sorted by expert, multiplied in tiles, summed by token.
 
-Which tile is whose is worked out on the device (`align_experts`), so the host waits for nothing and
-the launches can be captured in a CUDA graph. Each choice of a token gets a row of its own and the
-rows of a token are summed at the end, in a fixed order (`sum_experts`): no atomics, the same bits
-every time. That is four launches, five where there are more choices than one program can sort.
+Which tile is whose is worked out on the device (`launch_alignment`), so the host waits for nothing
+and the launches can be captured in a CUDA graph. Each choice of a token gets a row of its own and
+the rows of a token are summed at the end, in a fixed order (`launch_sum`): no atomics, the same
+bits every time. That is four launches, five where there are more choices than one program can sort.
 
 Same contract as `grouped_mlp_torch`, which it is tested beside. It has no backward.
 """
@@ -21,7 +21,7 @@ from assembler.kernels.gpu import gpu_of
 from assembler.kernels.grouped_mlp_kernel import experts_down_kernel, experts_up_kernel
 from assembler.kernels.grouped_mlp_tiling import TILES_SHARING_COLUMNS, Tiling, choose_tiling
 from assembler.kernels.routing_rows import Alignment
-from assembler.kernels.routing_rows_triton import align_experts, sum_experts
+from assembler.kernels.routing_rows_triton import launch_alignment, launch_sum
 
 
 def grouped_mlp_triton(
@@ -77,7 +77,7 @@ def _run(
         return x.new_zeros(x.shape)
     if tiling is None:
         tiling = choose_tiling(rows, num_experts, x.element_size(), gpu_of(x.device))
-    table = align_experts(chosen, num_experts, tiling.BLOCK_M)
+    table = launch_alignment(chosen, num_experts, tiling.BLOCK_M)
     # Triton's interpreter takes the bits of a bfloat16 for an integer in tl.dot.
     widen = triton.knobs.runtime.interpret and x.dtype == torch.bfloat16
     options = tiling._asdict() | {
@@ -89,7 +89,7 @@ def _run(
     input_weights = weights if weigh_input else None
     inner = _up(as_rows(x), top_k, input_weights, experts, form, Alignment(*table), options)
     out = _down(inner, experts, Alignment(*table), options)
-    return sum_experts(out.view(num_tokens, top_k, hidden), None if weigh_input else weights)
+    return launch_sum(out.view(num_tokens, top_k, hidden), None if weigh_input else weights)
 
 
 def _up(

@@ -64,8 +64,8 @@ def align_experts_kernel(
     total, before = tl.zeros([BINS], tl.int32), tl.zeros([BINS], tl.int32)  # before: this chunk
     if ONE_CHUNK:
         lanes = tl.arange(0, CHUNK)
-        expert = tl.load(chosen_ptr + lanes, mask=lanes < rows, other=0).to(tl.int32)
-        total += tl.histogram(expert, BINS, mask=lanes < rows)
+        experts = tl.load(chosen_ptr + lanes, mask=lanes < rows, other=0).to(tl.int32)
+        total += tl.histogram(experts, BINS, mask=lanes < rows)
     else:
         for start in range(0, chunks, STEP):
             some = (start + steps)[:, None]
@@ -94,15 +94,13 @@ def align_experts_kernel(
     for start in range(chunk * STEP, num_tiles, chunks * STEP):
         tile = start + steps
         whose = tl.sum((tile_ends[None, :] <= tile[:, None]).to(tl.int32), 1)
-        expert = tl.minimum(whose, EXPERTS)
-        is_it = (whose[:, None] == bins[None, :]) & (bins[None, :] < EXPERTS)
-        first = tl.sum(tl.where(is_it, tile[:, None] * TILE_ROWS + shift[None, :], 0), 1)
-        tl.store(tile_expert_ptr + tile, expert, mask=tile < num_tiles)
+        is_its = (whose[:, None] == bins[None, :]) & (bins[None, :] < EXPERTS)
+        first = tl.sum(tl.where(is_its, tile[:, None] * TILE_ROWS + shift[None, :], 0), 1)
+        tl.store(tile_expert_ptr + tile, tl.minimum(whose, EXPERTS), mask=tile < num_tiles)
         tl.store(tile_row_ptr + tile, first, mask=tile < num_tiles)
 
 
-@operation("assembler::align_experts")
-def align_experts(
+def launch_alignment(
     chosen: torch.Tensor, num_experts: int, block_m: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The fields of `Alignment` for chosen [N, K] (int64, below `num_experts`).
@@ -144,6 +142,10 @@ def align_experts(
     return table
 
 
+align_experts = operation("assembler::align_experts")(launch_alignment)
+"""`launch_alignment`, as an operation where it is traced."""
+
+
 @align_experts.register_fake
 def _(chosen, num_experts, block_m):
     rows = chosen.numel()
@@ -176,8 +178,7 @@ def sum_experts_kernel(
     tl.store(target, total.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@operation("assembler::sum_experts")
-def sum_experts(rows: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+def launch_sum(rows: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
     """The weighted sum of each token's rows [N, K, H] -> [N, H], in their dtype, rounded once.
 
     Args:
@@ -201,6 +202,10 @@ def sum_experts(rows: torch.Tensor, weights: torch.Tensor | None) -> torch.Tenso
         enable_fp_fusion=True,
     )
     return out
+
+
+sum_experts = operation("assembler::sum_experts")(launch_sum)
+"""`launch_sum`, as an operation where it is traced."""
 
 
 @sum_experts.register_fake

@@ -13,6 +13,7 @@ from assembler.kernels.cost import (
     linear_cost,
     merge_splits_cost,
     paged_attention_cost,
+    routing_cost,
     rowwise_cost,
     store_kv_cost,
 )
@@ -84,6 +85,10 @@ def test_experts_read_no_more_weights_than_tokens_reach():
     assert one.bytes == 2 * (2 * 3 * 16 * 4 + 2 * (48 + 8) + 16)
     many = grouped_mlp_cost(1000, 2, 8, hidden=16, inner=4)
     assert many.bytes - 1000 * (one.bytes - 2 * 2 * 3 * 16 * 4) == 8 * 3 * 16 * 4 * 2
+
+
+def test_routing_reads_logits_and_choices():
+    assert routing_cost(3, 2, 8, itemsize=4) == Cost(3 * (8 * 4 + 2 * 24), 0)
 
 
 def test_the_floor_is_the_slower_of_the_two():

@@ -70,7 +70,7 @@ def test_programs_sort_more_where_there_would_be_too_many(monkeypatch):
 
 @pytest.mark.slow
 def test_many_experts_in_small_steps():
-    check(choices(60, 10, 513), 513, 16)
+    check(choices(20, 10, 513), 513, 16)
 
 
 @pytest.mark.parametrize("tokens", [40, 600])
