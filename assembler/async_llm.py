@@ -124,8 +124,7 @@ class AsyncLLM:
         """
         if request_id in self._to_be_aborted:
             self._to_be_aborted[request_id] = True
-        else:
-            self._thread.abort(request_id)
+        self._thread.abort(request_id)
 
     async def close(self) -> None:
         """End all requests and the engine; open calls raise `EngineDeadError`."""

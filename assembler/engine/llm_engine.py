@@ -120,9 +120,13 @@ class LLMEngine:
         return self._requests.abort(request_id)
 
     def abort_step(self, error: Exception) -> list[RequestOutput]:
-        """End the requests of the step that just failed with `error`; their last outputs."""
+        """End the requests of the step that just failed with `error`.
+
+        Returns their last outputs, and those of requests that had ended before it failed.
+        """
         outputs = (self._requests.abort(request_id, error) for request_id in self._in_step)
-        return [output for output in outputs if output is not None]
+        reported, self._outputs = self._outputs, []
+        return [*reported, *(output for output in outputs if output is not None)]
 
     def is_finished(self) -> bool:
         """Whether every request has ended and was reported on."""

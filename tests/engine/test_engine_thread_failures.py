@@ -62,6 +62,33 @@ def test_a_step_that_fails_ends_the_requests_it_was_to_run():
     assert engine.is_finished()
 
 
+def test_who_has_ended_when_the_step_fails_is_told_so():
+    """Also if it is aborted right then: there is an answer for everybody."""
+
+    async def main():
+        engine = make_engine(MemoryModel())
+        note, steps = engine._count, []
+
+        def failing(*args):  # after the tokens of the third step are added
+            steps.append(1)
+            if len(steps) == 3:
+                thread.abort(short_id)
+                raise MemoryError("no memory left")
+            note(*args)
+
+        engine._count = failing
+        short, long = Mailbox(), Mailbox()
+        thread = EngineThread(engine)
+        short_id = thread.submit([1], greedy(3), short, stream=False)
+        thread.submit([2], greedy(9), long, stream=False)
+        assert (await short.last()).outputs[0].finish_reason == "length"
+        assert (await long.last()).outputs[0].finish_reason == "abort"
+        thread.close()
+        engine.check_integrity()
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     ("model", "num_served", "cause"),
     [
