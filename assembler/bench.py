@@ -31,8 +31,14 @@ usage: python -m assembler.bench checkpoint=WHERE [conf=NAME] [key=value ...]
   python -m assembler.bench conf=smollm2 dtype=bfloat16
   python -m assembler.bench checkpoint=path/to/config.json load=dummy conf.layers.count=4
 """
-# Said on the command line in its own way: conf.x=y, hydra.searchpath=[...], tp=N.
-_SAID_OTHERWISE = ("overrides", "search_path", "tensor_parallel_size", "enable_prefix_caching")
+# Said on the command line in its own way: conf.x=y, hydra.searchpath=[...], tp=N; or of no use.
+_SAID_OTHERWISE = (
+    "overrides",
+    "search_path",
+    "tensor_parallel_size",
+    "enable_prefix_caching",
+    "max_logprobs",
+)
 
 
 class BenchOptions(Options):

@@ -40,8 +40,8 @@ usage: python -m assembler.generate [conf=NAME] [checkpoint=WHERE] prompt=TEXT [
   python -m assembler.generate checkpoint=path/to/model prompts=questions.txt temperature=0.7
   python -m assembler.generate conf=llama checkpoint=model.gguf conf.layers.count=2 load=dummy
 """
-# Said on the command line in its own way: conf.x=y, hydra.searchpath=[...], tp=N.
-_SAID_OTHERWISE = ("overrides", "search_path", "tensor_parallel_size", "seed")
+# Said on the command line in its own way: conf.x=y, hydra.searchpath=[...], tp=N; or of no use.
+_SAID_OTHERWISE = ("overrides", "search_path", "tensor_parallel_size", "seed", "max_logprobs")
 # Where the command differs from `SamplingParams`: greedy, and as much as fits up to so many tokens.
 _SAMPLING = {"temperature": 0.0, "max_tokens": 256}
 # What the command does not print: only `LLM` returns it.
