@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import asdict
 
 from compile_cases import attention_cases
@@ -64,12 +64,19 @@ def main(architecture: str, *labels: str) -> None:
     for label in labels or cases:
         with recorded_launches() as launches:
             cases[label]()
-        seen = set()
-        for launch in launches:
-            name = launch.kernel.__name__
-            if name not in seen:  # a step of both kinds launches a kernel twice
-                seen.add(name)
-                print(json.dumps(report(label, launch, architecture)), flush=True)
+        for launch in distinct(launches):
+            print(json.dumps(report(label, launch, architecture)), flush=True)
+
+
+def distinct(launches: Iterable[Launch]) -> list[Launch]:
+    """One launch of each kernel and each set of constants that it is compiled for."""
+    return list({variant(launch): launch for launch in launches}.values())
+
+
+def variant(launch: Launch) -> tuple[Hashable, ...]:
+    """The kernel, its constants, and which arguments there are, of which dtypes."""
+    about = (getattr(value, "dtype", type(value)) for value in launch.arguments)
+    return (launch.kernel.__name__, *about, *sorted(launch.named.items()))
 
 
 if __name__ == "__main__":

@@ -8,18 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import product
 
 import torch
 
 from assembler.kernels.attention_options import AttentionOptions
 from assembler.kernels.fp8 import E4M3
 from assembler.kernels.gpu import GPU, GPUS
+from assembler.kernels.paged_attention_tiling import Heads
 from assembler.kernels.paged_attention_triton import paged_attention_triton
 from assembler.kernels.paged_batch import PagedBatch
 from assembler.kernels.store_kv_triton import store_kv_triton
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 DECODE, PREFILL = (1, 1), (70, 70)
+LATENT = {"value_dim": 512}
+_PER_HEAD = torch.empty(128)
+ALL_OPTIONS = {"softcap": 30.0, "sinks": _PER_HEAD, "alibi_slopes": _PER_HEAD, "window": 128}
+ROUNDED = {"alibi_slopes": _PER_HEAD, "alibi_rounded": True}
+WIDTHS = (64, 80, 96, 112, 128, 160, 192, 256)
+MODEL_HEADS = (
+    *(Heads(group, width, width) for group, width in product((1, 2, 4, 7, 8, 12, 16), WIDTHS)),
+    *(Heads(group, 192, 128) for group in (1, 8, 16)),
+    *(Heads(29, 64, 64), Heads(71, 64, 64), Heads(32, 128, 128), Heads(48, 128, 128)),
+    *(Heads(group, 576, 512, latent=True) for group in (16, 32, 64, 128)),
+    *(Heads(group, width, width, False, 2, 1) for group, width in product((1, 8), (64, 128))),
+    *(Heads(group, width, width, False, 4, 4) for group, width in product((1, 8), (64, 128))),
+    Heads(128, 576, 512, True, 2, 1),
+)
+"""Groups and widths that models have; in 8 bits and in float32 the commonest of them."""
 
 
 def attend(
@@ -66,34 +83,73 @@ def store(dtype: torch.dtype, cache_dtype: torch.dtype, gpu: GPU) -> None:
 
 
 def attention_cases(architecture: str) -> Mapping[str, Callable[[], None]]:
-    """What is called, by what a report calls it; every distinct tiling is among them."""
-    gpu, per_head = GPUS[architecture], torch.empty(128)
-    decode, prefill = partial(attend, DECODE, gpu=gpu), partial(attend, PREFILL, gpu=gpu)
-    latent = {"value_dim": 512}
-    everything = {"softcap": 30.0, "sinks": per_head, "alibi_slopes": per_head, "window": 128}
+    """What is called, by what a report calls it; the tilings of `MODEL_HEADS` are among them."""
+    gpu = GPUS[architecture]
+    return {
+        **_decodes(partial(attend, DECODE, gpu=gpu)),
+        **_prefills(partial(attend, PREFILL, gpu=gpu)),
+        "mixed 4 × 128": partial(attend, (1, 70), BF16, 128, 4, gpu=gpu),
+        "store_kv, bf16": partial(store, BF16, BF16, gpu),
+        "store_kv, bf16 to fp8": partial(store, BF16, E4M3, gpu),
+    }
+
+
+def _decodes(decode: Callable[..., None]) -> dict[str, Callable[[], None]]:
     return {
         "decode 4 × 128": partial(decode, BF16, 128, 4),
-        "decode 4 × 128, split": partial(decode, BF16, 128, 4, splits=8),
+        "decode 4 × 128, split": partial(decode, BF16, 128, 4, splits=64),
         "decode 4 × 128, pages of 64": partial(decode, BF16, 128, 4, page_size=64),
         "decode 4 × 128, fp8 cache": partial(decode, BF16, 128, 4, cache_dtype=E4M3),
-        "decode 8 × 64, all options, fp16": partial(decode, FP16, 64, 8, **everything),
+        "decode 5 × 128, chunks": partial(decode, BF16, 128, 5, chunk=8192),
+        "decode 8 × 64, all options, fp16": partial(decode, FP16, 64, 8, **ALL_OPTIONS),
+        "decode 8 × 64, fp8 cache": partial(decode, BF16, 64, 8, cache_dtype=E4M3),
         "decode 1 × 80": partial(decode, BF16, 80, 1),
+        "decode 1 × 96": partial(decode, BF16, 96, 1),
+        "decode 1 × 112": partial(decode, BF16, 112, 1),
+        "decode 4 × 160": partial(decode, BF16, 160, 4),
+        "decode 1 × 192": partial(decode, BF16, 192, 1),
+        "decode 1 × 192/128": partial(decode, BF16, 192, 1, head_dim_v=128),
         "decode 2 × 256": partial(decode, BF16, 256, 2),
+        "decode 29 × 64": partial(decode, BF16, 64, 29),
+        "decode 32 × 128": partial(decode, BF16, 128, 32),
+        "decode 48 × 128": partial(decode, BF16, 128, 48, kv_heads=1),
         "decode 71 × 64": partial(decode, BF16, 64, 71, kv_heads=1),
+        "decode 71 × 64, ALiBi rounded": partial(decode, BF16, 64, 71, kv_heads=1, **ROUNDED),
         "decode 4 × 128, fp32": partial(decode, FP32, 128, 4),
-        "decode latent 16 × 576/512": partial(decode, BF16, 576, 16, **latent),
-        "decode latent 128 × 576/512": partial(decode, BF16, 576, 128, **latent),
+        "decode 3 × 64, fp32": partial(decode, FP32, 64, 3),
+        "decode latent 16 × 576/512": partial(decode, BF16, 576, 16, **LATENT),
+        "decode latent 32 × 576/512": partial(decode, BF16, 576, 32, **LATENT),
+        "decode latent 128 × 576/512": partial(decode, BF16, 576, 128, **LATENT),
+        "decode latent 128 × 576/512, split": partial(decode, BF16, 576, 128, splits=64, **LATENT),
+        "decode latent 128 × 576/512, fp8 cache": partial(
+            decode, BF16, 576, 128, cache_dtype=E4M3, **LATENT
+        ),
+    }
+
+
+def _prefills(prefill: Callable[..., None]) -> dict[str, Callable[[], None]]:
+    return {
         "prefill 4 × 128": partial(prefill, BF16, 128, 4),
+        "prefill 4 × 128, split": partial(prefill, BF16, 128, 4, splits=8),
         "prefill 4 × 128, pages of 64": partial(prefill, BF16, 128, 4, page_size=64),
         "prefill 4 × 128, window": partial(prefill, BF16, 128, 4, window=4096),
+        "prefill 5 × 128, chunks": partial(prefill, BF16, 128, 5, chunk=8192),
         "prefill 4 × 128, fp8 cache": partial(prefill, BF16, 128, 4, cache_dtype=E4M3),
-        "prefill 8 × 64, all options, fp16": partial(prefill, FP16, 64, 8, **everything),
+        "prefill 8 × 64, all options, fp16": partial(prefill, FP16, 64, 8, **ALL_OPTIONS),
+        "prefill 8 × 64, fp8 cache": partial(prefill, BF16, 64, 8, cache_dtype=E4M3),
+        "prefill 71 × 64, ALiBi rounded": partial(prefill, BF16, 64, 71, kv_heads=1, **ROUNDED),
+        "prefill 1 × 80": partial(prefill, BF16, 80, 1),
         "prefill 1 × 96": partial(prefill, BF16, 96, 1),
+        "prefill 1 × 112": partial(prefill, BF16, 112, 1),
         "prefill 4 × 160": partial(prefill, BF16, 160, 4),
+        "prefill 1 × 192": partial(prefill, BF16, 192, 1),
         "prefill 1 × 192/128": partial(prefill, BF16, 192, 1, head_dim_v=128),
         "prefill 2 × 256": partial(prefill, BF16, 256, 2),
         "prefill 4 × 128, fp32": partial(prefill, FP32, 128, 4),
-        "prefill latent 16 × 576/512": partial(prefill, BF16, 576, 16, **latent),
-        "store_kv, bf16": partial(store, BF16, BF16, gpu),
-        "store_kv, bf16 to fp8": partial(store, BF16, E4M3, gpu),
+        "prefill 3 × 64, fp32": partial(prefill, FP32, 64, 3),
+        "prefill latent 16 × 576/512": partial(prefill, BF16, 576, 16, **LATENT),
+        "prefill latent 128 × 576/512": partial(prefill, BF16, 576, 128, **LATENT),
+        "prefill latent 128 × 576/512, fp8 cache": partial(
+            prefill, BF16, 576, 128, cache_dtype=E4M3, **LATENT
+        ),
     }
