@@ -10,6 +10,7 @@ from gpu_inputs import head_steps
 
 from assembler.kernels.cost import AttentionShape
 from assembler.kernels.head_steps import HeadNorm, HeadSteps, Rotation, rope_store_kv_torch
+from assembler.kernels.latent_kv import LatentNorm, latent_store_kv_torch
 from assembler.kernels.store_kv_torch import store_kv_torch
 
 E4M3 = torch.float8_e4m3fn
@@ -69,6 +70,42 @@ def head_checks(
         lambda: error(rope_store_kv_triton, rope_store_kv_torch, E4M3, steps, *SCALES),
         max(TOLERANCE[dtype], ONE_STEP),
     )
+    yield from _latent_checks(device, dtype, tokens, all_forms)
+
+
+def _latent_checks(
+    device: torch.device, dtype: torch.dtype, tokens: int, all_forms: bool
+) -> Iterator[Check]:
+    """A latent and its key as one row of the cache, of 8 bits too if `all_forms`."""
+    from assembler.kernels.latent_kv_triton import latent_store_kv_triton
+
+    heads, rank, turned = 4, 96, 32
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, device=device).to(dtype)
+
+    q, kv, weight = random(tokens, heads, turned), random(tokens, rank + turned), random(rank)
+    rotation = Rotation(random(tokens, 1, turned), random(tokens, 1, turned), "interleaved")
+    slots = torch.randperm(tokens, device=device)
+    slots[0] = -1
+
+    def written(run: Callable[..., None], kept: torch.dtype, scale: float) -> torch.Tensor:
+        pages = (-(-tokens // 16), 16, 1, rank + turned)
+        cache = torch.zeros(pages, device=device).to(kept)
+        queries = torch.zeros(tokens, heads, rank + turned, device=device).to(dtype)
+        run(q, queries, kv, cache, slots, LatentNorm(False, 1e-6, 0, weight), rotation, scale)
+        return torch.cat([cache.float().flatten(), queries.float().flatten()])
+
+    kinds = {"": (dtype, 1.0, TOLERANCE[dtype])}
+    if all_forms:
+        kinds[", 8-bit cache"] = (E4M3, 0.02, max(TOLERANCE[dtype], ONE_STEP))
+    for about, (kept, scale, bound) in kinds.items():
+
+        def error(kept: torch.dtype = kept, scale: float = scale) -> float:
+            runs = (latent_store_kv_triton, latent_store_kv_torch)
+            return largest_error(*(written(run, kept, scale) for run in runs))
+
+        yield f"latent norm + RoPE + store, {name_of(dtype)}{about}", error, bound
 
 
 def _forms(device: torch.device, dtype: torch.dtype, tokens: int) -> dict[str, HeadSteps]:
