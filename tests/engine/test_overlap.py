@@ -17,7 +17,6 @@ from test_mixed_params import REQUESTS, generate
 from test_mixed_params import WAYS as MIXED_WAYS
 
 from assembler.engine.build import _overlaps
-from assembler.engine.overlap import LateTokens
 from assembler.engine.sampling_params import SamplingParams
 from assembler.errors import OptionError
 
@@ -199,16 +198,6 @@ def test_requests_that_wait_and_others_share_steps():
     assert outputs["a"].outputs[0].token_ids == greedy_reference(PROMPT, 9)
     assert outputs["b"].outputs[0].token_ids == greedy_reference(PROMPT[:7], 4)
     assert len(outputs["b"].outputs[0].logprobs) == 4
-
-
-@pytest.mark.parametrize(
-    ("sources", "rows", "expected"),
-    [([0, 1, 2], [0, 1, 2], [7, 0, 9, 40]), ([2, 0], [1, 3], [10, 9, 30, 7])],
-)
-def test_late_tokens_go_where_they_belong(sources, rows, expected):
-    input_ids = torch.tensor([10, 20, 30, 40])
-    LateTokens(torch.tensor([7, -2, 9]), sources, rows).put_into(input_ids)
-    assert input_ids.tolist() == expected
 
 
 def test_ranks_run_each_step_together():
