@@ -104,9 +104,9 @@ class RopeAttn(SelfAttention):
         return rope_store_kv(q, k, v, k_cache, v_cache, ctx.paged.slot_mapping, steps, *scales)
 
     def _steps(self, heads: torch.Tensor, ctx: ForwardContext) -> HeadSteps | None:
-        """What `prepare` does, but for a norm over all heads before the rest; None: more than that.
+        """What `prepare` does, but for a norm that has to be called before the rest.
 
-        Also None where there is next to nothing to do.
+        None: one has to be called after it, or there is next to nothing to do.
         """
         norm = None if self.qk_norm is None else self.qk_norm.of_heads(self.q_norm, self.k_norm)
         if self.qk_norm is not None and norm is None and self.qk_norm.after_rope:

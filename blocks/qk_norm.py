@@ -11,7 +11,7 @@ from assembler.blocks.context import BuildContext
 from assembler.blocks.norms import LayerNorm, NormSpec, norm_fuses
 from assembler.blocks.parallel import Part
 from assembler.blocks.roles import BlockRole
-from assembler.kernels.head_steps import HeadNorm
+from assembler.kernels.head_steps import MOST_AT_ONCE, HeadNorm
 
 QKNormSpec: TypeAlias = Annotated[Any, BlockRole("qk_norm")]
 """A field that holds `{block: QKNorm, norm: {block: RMSNorm, eps: 1.0e-6}, over: full}`, or the
@@ -72,10 +72,10 @@ class QKNorm(nn.Module):
     def of_heads(self, q_norm: nn.Module, k_norm: nn.Module) -> HeadNorm | None:
         """The norms of queries and keys as a fused kernel takes them; None: it has to call them.
 
-        That is if they are of an unknown kind, span heads of other ranks too, or somebody listens
-        to them (hooks).
+        That is if they are of an unknown kind, span heads of other ranks too or more numbers than
+        a program holds, or somebody listens to them (hooks).
         """
-        if not (norm_fuses(q_norm) and norm_fuses(k_norm)):
+        if not (norm_fuses(q_norm) and norm_fuses(k_norm)) or q_norm.shape[0] > MOST_AT_ONCE:
             return None
         return HeadNorm(
             layer_norm=type(q_norm) is LayerNorm,

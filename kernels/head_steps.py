@@ -18,8 +18,8 @@ from assembler.kernels.norms_torch import layer_norm_torch, rms_norm_torch
 from assembler.kernels.rotary import apply_rotary
 from assembler.kernels.store_kv_torch import store_kv_torch
 
-MOST_AT_ONCE = 16384
-"""Numbers of a token that a program keeps in registers, where a norm spans all heads."""
+MOST_AT_ONCE = 8192
+"""Numbers of a token's queries that a program keeps in registers, where a norm spans all heads."""
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,6 @@ def takes_one_pass(
     if k_cache.dtype not in (heads.dtype, torch.float8_e4m3fn):
         return False
     norm, rotation = steps.norm, steps.rotation
-    if norm is not None and norm.all_heads and heads.shape[-2] * heads.shape[-1] > MOST_AT_ONCE:
-        return False
     leaves = (norm.q_weight, norm.k_weight, norm.q_bias, norm.k_bias) if norm else ()
     tables = (rotation.cos, rotation.sin) if rotation else ()
     return runs_fused(heads, *leaves, *tables, steps.q_factors)

@@ -2,7 +2,9 @@
 
 They see patterns, never architectures: whatever YAML wires a sum into a norm gets the fused form.
 A rewrite brings operations into one call of a block; whether one kernel then does them all is the
-device's question (`assembler.kernels.fused`).
+device's question (`assembler.kernels.fused`). What happens inside a block (QK-norm, rotation and
+store of an attention; a gate; experts) is no node of these graphs: there the block itself names the
+steps that its fields ask for, and a kernel takes them together.
 """
 
 from __future__ import annotations

@@ -34,9 +34,11 @@ MORE = (
 )
 OPERATIONS = {
     "cohere-qk-norms-biases": {"embed", "layer_norm", "add_layer_norm", "rope_store_kv", "gated"},
+    "deepseek_v3-groups-yarn": {"latent_store_kv", "rms_norm", "add_rms_norm"},
     "gemma2-softcaps": {"embed", "rms_norm", "add_rms_norm", "rope_store_kv", "gated"},
     "gpt2-published-names": {"embed", "layer_norm", "add_layer_norm"},
     "gpt_oss-windows": {"add_rms_norm", "rope_store_kv", "choose_experts", "grouped_mlp"},
+    "olmo2-biases": {"rope_store_kv", "rms_norm"},
     "opt-projections-post-norm": {"embed", "add_layer_norm"},
     "qwen3-windows-tied": {"embed", "rms_norm", "add_rms_norm", "rope_store_kv", "gated"},
 }
