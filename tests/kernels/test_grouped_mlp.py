@@ -135,8 +135,8 @@ def test_rows_at_any_stride_with_nan_around_them():
 
 def test_the_same_bits_in_any_company():
     """A token's sum does not depend on which tile or place its rows have."""
-    x, chosen, weights, experts = random_case(40, 3, bias=True)
-    order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
+    x, chosen, weights, experts = random_case(18, 3, bias=True)
+    order = torch.randperm(18, generator=torch.Generator().manual_seed(1))
     here = grouped_mlp_triton(x, chosen, weights, experts, gating_of("silu"))
     there = grouped_mlp_triton(x[order], chosen[order], weights[order], experts, gating_of("silu"))
     assert torch.equal(there, here[order])
