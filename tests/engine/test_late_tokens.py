@@ -7,6 +7,10 @@ import torch
 
 from assembler.engine import overlap
 from assembler.engine.overlap import LateTokens, SampledTokens
+from assembler.engine.page_pool import PagePool
+from assembler.engine.sampling_params import SamplingParams
+from assembler.engine.scheduler import Scheduler
+from assembler.engine.sequence import Sequence, SequenceStatus
 
 
 @pytest.mark.parametrize(
@@ -50,3 +54,25 @@ def test_tokens_are_read_behind_the_event_that_follows_their_copy(monkeypatch):
     tokens = SampledTokens(on_device)
     assert log == ["copy", "record"]
     assert tokens.read() == [4, 5] and log == ["copy", "record", "wait"]
+
+
+@pytest.mark.parametrize(("reused", "reason"), [(0, "abort"), (4, None)])
+def test_no_numbers_of_a_sequence_that_was_preempted_meanwhile(reused, reason):
+    """Its pages are in other hands by then: what anybody knows of pages is forgotten."""
+    params = SamplingParams(max_tokens=50)
+    a, b = (Sequence(name, [1] * 4, params, max_length=50, page_salt=b"x") for name in "ab")
+    scheduler = Scheduler(PagePool(3, 4), max_num_batched_tokens=16, max_num_seqs=8)
+    for sequence in (a, b):
+        scheduler.add(sequence)
+    in_flight = scheduler.schedule()
+    scheduler.launched(in_flight)
+    b.num_reused_tokens = reused
+    following = scheduler.schedule()  # a takes the third page, so b has to go
+    scheduler.launched(following)
+    assert b.status is SequenceStatus.WAITING and not b.pages
+    assert len(scheduler.page_pool.known)
+    assert scheduler.update(in_flight, [7, None]) == ([a, b] if reason else [a])
+    assert len(scheduler.page_pool.known) == 0 and b.finish_reason == reason
+    assert (b in scheduler.waiting) == (reason is None)
+    assert not b.num_unread_tokens and not b.discards_unread
+    scheduler.check_integrity()
