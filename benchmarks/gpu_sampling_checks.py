@@ -1,14 +1,12 @@
-"""Drawing tokens on the device, beside torch with the same numbers and noise in float64."""
+"""Drawing tokens on the device, beside torch with the same numbers in float64."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from gpu_errors import Check
 
-from assembler.engine.random_numbers import philox
 from assembler.kernels.sampling_torch import RowSettings, kept_weights
 
 # (temperature, top_k, top_p, log of min_p)
@@ -23,7 +21,7 @@ ROWS = [
 
 def sampling_checks(device: torch.device, smoke: bool) -> Iterator[Check]:
     """The likeliest tokens, and draws under each setting."""
-    from assembler.kernels.sampling_triton import sample_by_noise, sample_by_number
+    from assembler.kernels.sampling_triton import sample_by_number
 
     rows, vocabulary = (5, 300) if smoke else (60, 151936)
     logits = 3 * torch.randn(rows, vocabulary, device=device)
@@ -48,34 +46,7 @@ def sampling_checks(device: torch.device, smoke: bool) -> Iterator[Check]:
         number = numbers.double()[:, None]
         return float(torch.maximum(begin - number, number - end).clamp(min=0).max())
 
-    yield "sampling by a number, top-k, top-p and min-p", missed, 1e-4
-
-    def worse() -> float:
-        """How much better a token than the drawn one scores with the same noise, at most."""
-        some = slice(0, 2 * len(ROWS) if rows > len(ROWS) else rows)
-        settings = _settings(ROWS * (len(logits[some]) // len(ROWS)), device)
-        seeds = torch.arange(len(logits[some]), device=device) + (7 << 32)
-        streams, positions = torch.ones_like(seeds), seeds % 11
-        drawn = sample_by_noise(logits[some], *settings, seeds, streams, positions)
-        noise = [gumbel_noise(*row, vocabulary) for row in zip(
-            seeds.tolist(), streams.tolist(), positions.tolist(), strict=True
-        )]  # fmt: skip
-        scores = kept_weights(logits[some].double(), settings).log() + torch.stack(noise).to(device)
-        return float((scores.amax(-1) - scores.gather(-1, drawn[:, None]).squeeze(1)).max())
-
-    yield "sampling by noise, top-k, top-p and min-p", worse, 1e-4
-
-
-def gumbel_noise(seed: int, stream: int, position: int, vocabulary: int) -> torch.Tensor:
-    """The noise of one row [V] float64, by numpy."""
-    counter = np.zeros((4, -(-vocabulary // 4)), dtype=np.uint64)
-    counter[0], counter[1], counter[3] = position, stream, 1
-    counter[2] = np.arange(counter.shape[1])
-    key = np.zeros((2, counter.shape[1]), dtype=np.uint64)
-    key[0], key[1] = seed & 0xFFFFFFFF, seed >> 32
-    words = philox(counter, key).T.reshape(-1)[:vocabulary]
-    uniform = ((words >> np.uint64(8)).astype(np.float64) + 0.5) * 2.0**-24
-    return torch.from_numpy(-np.log(-np.log(uniform)))
+    yield "sampling, top-k, top-p and min-p", missed, 1e-4
 
 
 def _settings(rows: list[tuple[float, int, float, float]], device: torch.device) -> RowSettings:

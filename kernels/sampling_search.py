@@ -1,10 +1,11 @@
 """Where top-k and top-p cut a row of logits, found by bisection instead of sorting.
 
 Floats are compared as integers of the same order, so a search ends after 32 passes over the row at
-most; it ends sooner when one token is left between its two ends. A row is read in blocks.
+most; it ends sooner when one token is left between its two ends. A row is read in blocks: it is one
+of the model's, or the few tokens of it that can be drawn, followed by -inf.
 
-Parts of the kernel in `sampling_triton`; a row's kept tokens are those whose key is not below a
-floor and whose scaled logit is not below that of min-p.
+Parts of the kernels in `sampling_survey` and `sampling_triton`; a row's kept tokens are those whose
+key is not below a floor and whose scaled logit is not below that of min-p.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-_KEY_OF_MINUS_INF = tl.constexpr(-2139095041)
+LOWEST_KEY = tl.constexpr(-2139095041)  # of -inf
 
 
 @triton.jit
@@ -29,22 +30,6 @@ def load_block(logits_ptr, start, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
     mask = columns < VOCAB
     x = tl.load(logits_ptr + columns, mask=mask, other=float("-inf")).to(tl.float32)
     return columns, x, mask
-
-
-@triton.jit
-def likeliest(logits_ptr, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
-    """The largest logit, the first token that has it, and how many logits are NaN."""
-    best = float("-inf")
-    token = 0
-    num_nan = 0
-    for start in range(0, VOCAB, BLOCK):
-        columns, x, _mask = load_block(logits_ptr, start, VOCAB, BLOCK)
-        num_nan += tl.sum((x != x).to(tl.int32), 0)
-        largest = tl.max(x, 0)
-        first = tl.min(tl.where(x == largest, columns, VOCAB), 0)
-        token = tl.where(largest > best, first, token)
-        best = tl.maximum(best, largest)
-    return best, token, num_nan
 
 
 @triton.jit
@@ -83,7 +68,7 @@ def count_above(logits_ptr, floor, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
 @triton.jit
 def top_k_floor(logits_ptr, best, top_k, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
     """The largest key (int64) that `top_k` tokens are not below."""
-    low = tl.full([], _KEY_OF_MINUS_INF, tl.int64)
+    low = tl.full([], LOWEST_KEY, tl.int64)
     high = order_key(best).to(tl.int64) + 1
     above_low = VOCAB
     if (top_k > 0) & (top_k < VOCAB):
@@ -105,17 +90,18 @@ def top_p_floor(
     log_min_p,
     top_p,
     floor,
+    total,
     VOCAB: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The largest key from `floor` on that tokens of `top_p` of the kept weight are not below.
+    """The largest key from `floor` on that tokens of the share `top_p` of `total` are not below.
 
-    Also the weight of these tokens.
+    Also the weight of these tokens. `total` below 0: that of the kept tokens.
     """
     mass, above_low = mass_above(logits_ptr, best, temperature, log_min_p, floor, VOCAB, BLOCK)
     low = floor
     if top_p < 1.0:
-        goal = top_p * mass
+        goal = top_p * tl.where(total < 0, mass, total)
         high = order_key(best).to(tl.int64) + 1
         above_high = 0
         while (high - low > 1) & (above_low - above_high > 1):

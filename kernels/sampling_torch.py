@@ -16,7 +16,7 @@ NO_TOKEN = -1
 
 
 class RowSettings(NamedTuple):
-    """How each of R rows is sampled from; all tensors [R], float32 but for `top_k` (int32)."""
+    """How each of R rows is sampled from; all tensors [R], float32; `top_k` whole numbers."""
 
     temperature: torch.Tensor  # 0: the likeliest token
     top_k: torch.Tensor  # 0: all
@@ -52,8 +52,3 @@ def draw_by_number(weights: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor
         summed, numbers[:, None].type_as(summed) * summed[:, -1:], right=True
     )
     return columns.clamp(max=weights.shape[-1] - 1).squeeze(1)
-
-
-def draw_by_noise(weights: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Tokens [R] whose log-weight plus Gumbel noise [R, V] is the largest."""
-    return (weights.log() + noise).argmax(-1)

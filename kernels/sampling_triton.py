@@ -1,15 +1,12 @@
-"""A token drawn for each row of logits, without sorting the vocabulary, as one Triton kernel.
+"""A token drawn for each row of logits, without sorting the vocabulary, by Triton kernels.
 
-A program takes a row: it finds the likeliest token, bisects for the thresholds of top-k and top-p
-(`sampling_search`) and draws. There are two ways to draw:
+`sample_by_number` inverts the cumulative distribution with one uniform number a row, as the
+engine's sampler does: the same number gives the same token. `sampling_survey` reads the logits and
+finishes greedy rows and rows without filters; `search_kernel` bisects for the thresholds of top-k
+and top-p (`sampling_search`) among the few tokens that were found to be likely, and in the whole
+row where those are not enough.
 
-- `sample_by_number` inverts the cumulative distribution with one uniform number a row, as the
-  engine's sampler does: the same number gives the same token.
-- `sample_by_noise` adds Gumbel noise to the logits and takes the largest. The noise is a function
-  of (seed, stream, position, token) by Philox4x32-10, so nothing comes from the host and a captured
-  CUDA graph draws anew at each replay; it needs no sum over the vocabulary.
-
-The operations are `torch.ops.assembler.{sample_by_number, sample_by_noise}`.
+The operation is `torch.ops.assembler.sample_by_number`.
 """
 
 from __future__ import annotations
@@ -19,17 +16,22 @@ import triton
 import triton.language as tl
 
 from assembler.kernels.sampling_search import (
-    likeliest,
+    LOWEST_KEY,
     load_block,
+    mass_above,
     scaled_weights,
     top_k_floor,
     top_p_floor,
 )
-from assembler.kernels.sampling_torch import NO_TOKEN, RowSettings
+from assembler.kernels.sampling_survey import FINISHED, narrow_kernel, survey_kernel
+from assembler.kernels.sampling_torch import RowSettings
 from assembler.kernels.traced import operation
 
-_BLOCK_BY_NUMBER, _BLOCK_BY_NOISE = 8192, 4096  # the most that registers hold without spills
-_NO_TOKEN = tl.constexpr(NO_TOKEN)
+_CHUNK = 8192  # logits that a program of 16 warps holds in registers without spills
+_BLOCK = 2048  # tokens that are collected at a time, through shared memory
+_GROUP = 64
+_HEAD = 512  # groups that reach what is looked at of a row without top-k
+_ROOM = 2048  # tokens that are looked at
 
 
 @triton.jit
@@ -68,91 +70,87 @@ def _draw_by_number(
 
 
 @triton.jit
-def _gumbel_noise(seed, stream, position, start, BLOCK: tl.constexpr):
-    """-log(-log(u)) for BLOCK tokens from `start` on: four of them from each Philox counter."""
-    counter = (start // 4 + tl.arange(0, BLOCK // 4)).to(tl.uint32)
-    zero = counter * 0
-    w0, w1, w2, w3 = tl.philox(
-        seed, zero + position.to(tl.uint32), zero + stream.to(tl.uint32), counter, zero + 1
-    )
-    words = tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
-    uniform = ((words >> 8).to(tl.float32) + 0.5) * 5.9604644775390625e-08
-    return -tl.log(-tl.log(uniform))
-
-
-@triton.jit
-def _draw_by_noise(
+def _search(
     logits_ptr,
-    seed,
-    stream,
-    position,
+    number,
     best,
     temperature,
+    top_k,
+    top_p,
     log_min_p,
-    floor,
+    total,
     VOCAB: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The kept token whose scaled logit plus noise is the largest."""
-    highest = float("-inf")
-    token = 0
-    for start in range(0, VOCAB, BLOCK):
-        columns, x, mask = load_block(logits_ptr, start, VOCAB, BLOCK)
-        scaled, weights = scaled_weights(x, mask, best, temperature, log_min_p, floor)
-        noise = _gumbel_noise(seed, stream, position, start, BLOCK)
-        score = tl.where(weights > 0, scaled + noise, float("-inf"))
-        largest = tl.max(score, 0)
-        first = tl.min(tl.where(score == largest, columns, VOCAB), 0)
-        token = tl.where(largest > highest, first, token)
-        highest = tl.maximum(highest, largest)
-    return token
+    """The column of a row that is drawn under top-k, top-p and min-p; VOCAB if there is none."""
+    floor = top_k_floor(logits_ptr, best, top_k, VOCAB, BLOCK)
+    floor, mass = top_p_floor(
+        logits_ptr, best, temperature, log_min_p, top_p, floor, total, VOCAB, BLOCK
+    )
+    nothing = tl.full([], VOCAB, tl.int32)
+    return _draw_by_number(
+        logits_ptr, number, nothing, mass, best, temperature, log_min_p, floor, VOCAB, BLOCK
+    )
 
 
 @triton.jit
-def sample_kernel(
-    out_ptr,  # [R] int64
+def search_kernel(
+    out_ptr,  # [R] int64; the likeliest token
+    count_ptr,  # [R], and the four after it: what narrow_kernel left
+    floor_ptr,
+    total_ptr,
+    kept_logits_ptr,
+    kept_tokens_ptr,
     logits_ptr,  # [R, V], rows at a stride
     temperature_ptr,  # [R], as the fields of RowSettings
     top_k_ptr,
     top_p_ptr,
     log_min_p_ptr,
-    number_ptr,  # [R] float32; None: by noise
-    seed_ptr,  # [R] int64, for noise
-    stream_ptr,  # [R] int64
-    position_ptr,  # [R] int64
+    number_ptr,  # [R] float32
     row_stride,
     VOCAB: tl.constexpr,
-    BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr,
+    ROOM: tl.constexpr,
 ):
+    """Draw a token of a row that is not finished; grid (R,)."""
     row = tl.program_id(0).to(tl.int64)
-    logits_ptr += row * row_stride
-    best, token, num_nan = likeliest(logits_ptr, VOCAB, BLOCK)
-    temperature = tl.load(temperature_ptr + row)
-    if (num_nan > 0) | (tl.abs(best) == float("inf")):
-        token = _NO_TOKEN
-    elif temperature > 0:
+    count = tl.load(count_ptr + row)
+    if count != FINISHED:
+        logits_ptr += row * row_stride
+        kept_logits_ptr += row * ROOM
+        token = tl.load(out_ptr + row)
+        best = tl.load(logits_ptr + token).to(tl.float32)
+        temperature, number = tl.load(temperature_ptr + row), tl.load(number_ptr + row)
         log_min_p, top_p = tl.load(log_min_p_ptr + row), tl.load(top_p_ptr + row)
-        floor = top_k_floor(logits_ptr, best, tl.load(top_k_ptr + row), VOCAB, BLOCK)
-        if number_ptr is not None:
-            floor, mass = top_p_floor(
-                logits_ptr, best, temperature, log_min_p, top_p, floor, VOCAB, BLOCK
-            )
-            number = tl.load(number_ptr + row)
-            token = _draw_by_number(
-                logits_ptr, number, token, mass, best, temperature, log_min_p, floor, VOCAB, BLOCK
-            )
-        else:
-            if top_p < 1.0:
-                floor, _ = top_p_floor(
-                    logits_ptr, best, temperature, log_min_p, top_p, floor, VOCAB, BLOCK
+        top_k = tl.load(top_k_ptr + row).to(tl.int32)
+        floor, total = tl.load(floor_ptr + row), tl.load(total_ptr + row)
+        # Whether all tokens that can be drawn are among those that were kept.
+        enough = (top_k > 0) | (floor == float("-inf"))
+        if top_k <= 0:
+            if log_min_p > float("-inf"):
+                total = -1.0  # of what min-p leaves
+                enough = enough | (tl.div_rn(floor - best, temperature) < log_min_p)
+            else:
+                mass, _ = mass_above(
+                    kept_logits_ptr, best, temperature, log_min_p, LOWEST_KEY + 1, ROOM, ROOM
                 )
-            seed, stream = tl.load(seed_ptr + row), tl.load(stream_ptr + row)
-            position = tl.load(position_ptr + row)
-            token = _draw_by_noise(
-                logits_ptr, seed, stream, position, best, temperature, log_min_p, floor, VOCAB,
-                BLOCK,
+                enough = enough | (mass >= top_p * total)
+        else:
+            total = -1.0
+        if (count <= ROOM) & enough:
+            column = _search(
+                kept_logits_ptr, number, best, temperature, top_k, top_p, log_min_p, total,
+                ROOM, ROOM,
             )  # fmt: skip
-    tl.store(out_ptr + row, token.to(tl.int64))
+            if column < ROOM:
+                token = tl.load(kept_tokens_ptr + row * ROOM + column).to(tl.int64)
+        else:
+            column = _search(
+                logits_ptr, number, best, temperature, top_k, top_p, log_min_p, -1.0, VOCAB, CHUNK
+            )
+            if column < VOCAB:
+                token = column.to(tl.int64)
+        tl.store(out_ptr + row, token)
 
 
 @operation("assembler::sample_by_number")
@@ -170,66 +168,42 @@ def sample_by_number(
         temperature, top_k, top_p, log_min_p: the fields of `RowSettings`, on the logits' device.
         numbers: [R] float32 in [0, 1].
     """
-    settings = RowSettings(temperature, top_k, top_p, log_min_p)
-    return _launch(logits, settings, numbers, None, None, None)
-
-
-@operation("assembler::sample_by_noise")
-def sample_by_noise(
-    logits: torch.Tensor,
-    temperature: torch.Tensor,
-    top_k: torch.Tensor,
-    top_p: torch.Tensor,
-    log_min_p: torch.Tensor,
-    seeds: torch.Tensor,
-    streams: torch.Tensor,
-    positions: torch.Tensor,
-) -> torch.Tensor:
-    """A token id [R] int64 for each row of logits [R, V] (any float dtype), `NO_TOKEN` for none.
-
-    Args:
-        temperature, top_k, top_p, log_min_p: the fields of `RowSettings`, on the logits' device.
-        seeds: [R] int64, of the requests.
-        streams: [R] int64 below 2^32: which of a request's samples a row is.
-        positions: [R] int64 below 2^32: how many tokens the sample has.
-    """
-    settings = RowSettings(temperature, top_k, top_p, log_min_p)
-    return _launch(logits, settings, None, seeds, streams, positions)
-
-
-@sample_by_number.register_fake
-@sample_by_noise.register_fake
-def _(logits, *_):
-    return logits.new_empty(logits.shape[0], dtype=torch.int64)
-
-
-def _launch(
-    logits: torch.Tensor,
-    settings: RowSettings,
-    numbers: torch.Tensor | None,
-    seeds: torch.Tensor | None,
-    streams: torch.Tensor | None,
-    positions: torch.Tensor | None,
-) -> torch.Tensor:
     num_rows, vocab_size = logits.shape
-    out = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
+    device = logits.device
+    out = torch.empty(num_rows, dtype=torch.int64, device=device)
     if num_rows == 0:
         return out
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
-    most = _BLOCK_BY_NOISE if numbers is None else _BLOCK_BY_NUMBER
-    block = max(16, min(most, triton.next_power_of_2(vocab_size)))
-    sample_kernel[(num_rows,)](
-        out,
-        logits,
-        *settings,
-        numbers,
-        seeds,
-        streams,
-        positions,
-        logits.stride(0),
-        VOCAB=vocab_size,
-        BLOCK=block,
-        num_warps=16,
-        enable_fp_fusion=True,  # Triton 3.9 warns of a coming change of default if it is not said
-    )
+    chunk = max(_GROUP, min(_CHUNK, triton.next_power_of_2(vocab_size)))
+    chunks = triton.cdiv(vocab_size, chunk)
+    groups = chunks * (chunk // _GROUP)
+
+    def scratch(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(num_rows, *shape, dtype=dtype, device=device)
+
+    best, weight, maxima = scratch(chunks), scratch(chunks), scratch(groups)
+    token = scratch(chunks, dtype=torch.int32)
+    # Triton 3.9 warns of a coming change of the default of enable_fp_fusion if it is not said.
+    survey_kernel[(num_rows, chunks)](
+        best, token, weight, maxima, logits, temperature, logits.stride(0),
+        VOCAB=vocab_size, CHUNK=chunk, GROUP=_GROUP, num_warps=8, enable_fp_fusion=True,
+    )  # fmt: skip
+    settings = RowSettings(temperature, top_k, top_p, log_min_p)
+    count, floor, total = scratch(dtype=torch.int32), scratch(), scratch()
+    kept = scratch(_ROOM), scratch(_ROOM, dtype=torch.int32)
+    narrow_kernel[(num_rows,)](
+        out, count, floor, total, *kept, best, token, weight, maxima, logits, *settings, numbers,
+        logits.stride(0), VOCAB=vocab_size, CHUNK=chunk, BLOCK=min(_BLOCK, chunk), GROUP=_GROUP,
+        CHUNKS=triton.next_power_of_2(chunks), GROUPS=triton.next_power_of_2(groups), HEAD=_HEAD,
+        ROOM=_ROOM, num_warps=8, enable_fp_fusion=True,
+    )  # fmt: skip
+    search_kernel[(num_rows,)](
+        out, count, floor, total, *kept, logits, *settings, numbers, logits.stride(0),
+        VOCAB=vocab_size, CHUNK=chunk, ROOM=_ROOM, num_warps=16, enable_fp_fusion=True,
+    )  # fmt: skip
     return out
+
+
+@sample_by_number.register_fake
+def _(logits, *_):
+    return logits.new_empty(logits.shape[0], dtype=torch.int64)

@@ -1,22 +1,19 @@
-"""The sampling kernel: kept tokens as by sorting, tokens as drawn in torch with the same noise."""
+"""The sampling kernels: tokens as drawn in torch by sorting, with the same numbers."""
 
 from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
-from assembler.engine.random_numbers import philox
 from assembler.kernels.sampling_torch import (
     NO_TOKEN,
     RowSettings,
-    draw_by_noise,
     draw_by_number,
     kept_weights,
 )
-from assembler.kernels.sampling_triton import sample_by_noise, sample_by_number
+from assembler.kernels.sampling_triton import sample_by_number
 
 # (temperature, top_k, top_p, min_p)
 ROWS = [
@@ -57,18 +54,6 @@ def uniforms(rows: int, seed: int = 1) -> torch.Tensor:
     return torch.rand(rows, generator=torch.Generator().manual_seed(seed))
 
 
-def gumbel_noise(seed: int, stream: int, position: int, vocab: int) -> torch.Tensor:
-    """The noise of one row, by numpy."""
-    counter = np.zeros((4, -(-vocab // 4)), dtype=np.uint64)
-    counter[0], counter[1], counter[3] = position, stream, 1
-    counter[2] = np.arange(counter.shape[1])
-    key = np.zeros((2, counter.shape[1]), dtype=np.uint64)
-    key[0], key[1] = seed & 0xFFFFFFFF, seed >> 32
-    words = philox(counter, key).T.reshape(-1)[:vocab]
-    uniform = ((words >> np.uint64(8)).astype(np.float64) + 0.5) * 2.0**-24
-    return torch.from_numpy(-np.log(-np.log(uniform)))
-
-
 @pytest.mark.parametrize("seed", range(2))
 def test_the_token_of_a_number_is_the_one_that_sorting_gives(seed):
     logits, settings = random_logits(len(ROWS), seed=seed), settings_of(ROWS)
@@ -92,17 +77,6 @@ def test_all_kept_tokens_and_no_others_are_drawn(row):
     assert got.tolist() == kept.tolist()
 
 
-def test_the_token_of_noise_is_the_one_that_numpy_and_sorting_give():
-    count = len(ROWS)
-    logits, settings = random_logits(count), settings_of(ROWS)
-    seeds = torch.arange(count) * 2**33 + 5
-    streams, positions = torch.arange(count) % 3, torch.arange(count) + 100
-    got = sample_by_noise(logits, *settings, seeds, streams, positions)
-    places = zip(seeds.tolist(), streams.tolist(), positions.tolist(), strict=True)
-    noise = torch.stack([gumbel_noise(*place, logits.shape[1]) for place in places])
-    assert got.tolist() == draw_by_noise(kept_weights(logits.double(), settings), noise).tolist()
-
-
 @pytest.mark.parametrize("vocab", [1, 5, 64, 4096, 9001])
 def test_vocabularies_of_any_size(vocab):
     """Also of several blocks, the last of them not whole."""
@@ -112,10 +86,40 @@ def test_vocabularies_of_any_size(vocab):
     weights = kept_weights(logits[:2].double(), settings_of(rows[:2]))
     want = [*draw_by_number(weights, numbers[:2]).tolist(), int(logits[2].argmax())]
     assert got.tolist() == want
-    zeros = torch.zeros(3, dtype=torch.int64)
-    by_noise = sample_by_noise(logits, *settings, zeros, zeros, zeros)
-    noise = gumbel_noise(0, 0, 0, vocab)
-    assert by_noise[:2].tolist() == draw_by_noise(weights, noise).tolist()
+
+
+LONG_ROWS = {
+    "few under top-p": (0.5, 0, 0.6, 0.0),
+    "few under min-p and top-p": (1.0, 0, 0.7, 0.2),
+    "more under top-p than are looked at": (5.0, 0, 0.95, 0.0),
+    "more under min-p than are looked at": (5.0, 0, 1.0, 1e-2),
+    "a larger top-k than is looked at": (1.0, 3000, 0.9, 0.0),
+}
+
+
+@pytest.mark.parametrize("row", LONG_ROWS.values(), ids=LONG_ROWS)
+def test_rows_of_which_few_or_many_tokens_can_be_drawn(row):
+    """Few are searched by themselves, many in the row; logits in 16 bits have many ties."""
+    logits = random_logits(2, 9001, seed=4).bfloat16()
+    logits = logits[:, torch.argsort(logits[0].float(), descending=True)]  # both chunks matter
+    settings, numbers = settings_of([row] * 2), uniforms(2)
+    together = sample_by_number(logits, *settings, numbers)
+    assert (
+        together.tolist()
+        == draw_by_number(kept_weights(logits.double(), settings), numbers).tolist()
+    )
+    alone = sample_by_number(logits[1:], *(column[1:] for column in (*settings, numbers)))
+    assert alone.tolist() == together[1:].tolist()
+
+
+def test_what_many_equal_tokens_tie_for_is_searched_in_the_row():
+    logits = torch.zeros(3, 3000)
+    logits[:, 7] = 1.0
+    got = sample_by_number(
+        logits, *settings_of([(1.0, 5, 1.0, 0.0)] * 3), torch.tensor([0.2, 0.5, 0.9])
+    )
+    weights = kept_weights(logits.double(), settings_of([(1.0, 5, 1.0, 0.0)] * 3))
+    assert got.tolist() == draw_by_number(weights, torch.tensor([0.2, 0.5, 0.9])).tolist()
 
 
 def test_ties_at_the_border_are_all_kept():
@@ -153,26 +157,12 @@ def test_half_precision_logits_are_sampled_in_float32(dtype):
     assert torch.equal(got, sample_by_number(logits.float(), *settings, numbers))
 
 
-def test_noise_is_a_function_of_seed_stream_and_position():
-    logits, settings = torch.zeros(4, 500), settings_of([(1.0, 0, 1.0, 0.0)] * 4)
-
-    def draw(seed, stream, position):
-        columns = (torch.tensor([value, 7, 7, value]) for value in (seed, stream, position))
-        tokens = sample_by_noise(logits, *settings, *columns).tolist()
-        assert tokens[0] == tokens[3], "whatever row it is in"
-        return tokens[0]
-
-    assert len({draw(1, 0, 0), draw(2, 0, 0), draw(1, 1, 0), draw(1, 0, 1)}) == 4
-
-
 def test_no_rows():
     empty = settings_of(ROWS[:1])._replace(temperature=torch.empty(0))
     assert sample_by_number(torch.empty(0, 9), *empty, torch.empty(0)).shape == (0,)
 
 
-@pytest.mark.parametrize("name", ["sample_by_number", "sample_by_noise"])
-def test_the_operations_are_what_torch_expects_of_them(name):
-    zeros = torch.zeros(2, dtype=torch.int64)
-    rest = (zeros, zeros, zeros) if name == "sample_by_noise" else (uniforms(2),)
-    operation = getattr(torch.ops.assembler, name).default
-    torch.library.opcheck(operation, (random_logits(2, 16).clone(), *settings_of(ROWS[:2]), *rest))
+def test_the_operation_is_what_torch_expects_of_it():
+    operation = torch.ops.assembler.sample_by_number.default
+    arguments = (random_logits(2, 16).clone(), *settings_of(ROWS[:2]), uniforms(2))
+    torch.library.opcheck(operation, arguments)
