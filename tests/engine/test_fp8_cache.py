@@ -12,11 +12,12 @@ from tiny_llama import SIZES, change_tensors, save_llama
 
 from assembler import LLM, SamplingParams
 from assembler.errors import OptionError
+from assembler.kernels import fused
 from assembler.kernels.store_kv_torch import quantise
 from assembler.loading import assemble, load_weights
 
 PROMPT = list(range(3, 60))
-SCORED = SamplingParams(temperature=0.0, max_tokens=8, logprobs=3)
+SCORED = SamplingParams(temperature=0.0, max_tokens=1, logprobs=3)
 
 
 @pytest.fixture(scope="module")
@@ -86,13 +87,23 @@ def stored_in_8_bits(llm, scales):
     return llm
 
 
-@pytest.mark.parametrize("attention", ["torch", "triton"])
-def test_scales_of_the_checkpoint_divide_and_multiply(folder, tmp_path, attention, caplog):
+@pytest.mark.parametrize(
+    ("attention", "fuses"),
+    [
+        ("torch", "never"),
+        pytest.param("triton", "never", marks=pytest.mark.slow),
+        pytest.param("torch", "always", marks=pytest.mark.slow),
+    ],
+)
+def test_scales_of_the_checkpoint_divide_and_multiply(
+    folder, tmp_path, attention, fuses, caplog, monkeypatch
+):
     scales = with_scales(folder, tmp_path / "scaled")
     want, reference = (LLM(folder, attention="torch", enforce_eager=True) for _ in range(2))
     want, reference = first_scores(want), first_scores(stored_in_8_bits(reference, scales))
     with caplog.at_level("INFO"):
         eight = LLM(tmp_path / "scaled", attention=attention, kv_cache_dtype="fp8")
+    monkeypatch.setattr(fused, "fused_choice", lambda: fuses)
     got = first_scores(eight)
     assert got == pytest.approx(reference, abs=2e-6)
     assert 0 < max(abs(want[token] - got[token]) for token in want.keys() & got.keys()) < 0.25
