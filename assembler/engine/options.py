@@ -24,7 +24,7 @@ from assembler.engine import foreign_options
 from assembler.errors import OptionError, did_you_mean
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 ALL_TOKENS = -1  # of `logprobs` and the like: as many as the model has tokens
 MAX_LOGPROBS = 20

@@ -16,7 +16,7 @@ from assembler.engine import foreign_options
 from assembler.engine.options import ALL_TOKENS, Options
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 MAX_SAMPLES = 16384  # vLLM's bound: each sample is a sequence of its own from the start
 GREEDY_BELOW = 1e-5  # dividing by a smaller temperature only loses precision

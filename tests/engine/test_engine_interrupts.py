@@ -12,6 +12,14 @@ PROMPT = list(range(1, 14))
 GREEDY = SamplingParams(temperature=0, max_tokens=3)
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c_interrupts():
+    """Also where the tests run in the background, and the shell has SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Interrupted(MemoryModel):
     """Ctrl-C arrives in one of its steps."""
 
