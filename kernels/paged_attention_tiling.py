@@ -114,11 +114,12 @@ def split_width(width: int) -> tuple[int, int, int]:
 def _rows(heads: Heads, gpu: GPU, decode: bool, width: int) -> int:
     """Rows of a query tile: those of a group in decode, more in prefill."""
     exact = heads.itemsize == 4
+    wide_fits = heads.cache_itemsize == heads.itemsize  # 8 bits turned into 16 take registers
     if exact:
         most = 32 if width <= 256 else 16
     elif gpu.wide_matrix_rows and width <= 256:
         most = 128
-    elif gpu.wide_matrix_rows and (gpu.accumulates_aside or heads.group >= 64):
+    elif gpu.wide_matrix_rows and wide_fits and (gpu.accumulates_aside or heads.group >= 64):
         most = 64  # rows of one query: what they have in common takes no registers
     elif width <= 128:
         most = 128
