@@ -145,7 +145,9 @@ def _keys_a_tile(heads: Heads, gpu: GPU, rows: int, width: int) -> int:
 def _warps(heads: Heads, gpu: GPU, rows: int, width: int) -> int:
     if heads.itemsize == 4 or (width > 256 and not gpu.amd):
         return 8
-    return 8 if rows >= 128 or (rows >= 32 and width > 128) else 4
+    # Four warps of wgmma share 64 rows; without it the operands are in registers too.
+    most_of_four = 64 if gpu.wide_matrix_rows or gpu.amd else 32
+    return 8 if rows > most_of_four or (rows >= 32 and width > 128) else 4
 
 
 def _stages(
