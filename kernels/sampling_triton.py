@@ -195,7 +195,8 @@ def sample_by_number(
         out, count, floor, total, *kept, best, token, weight, maxima, logits, *settings, numbers,
         logits.stride(0), VOCAB=vocab_size, CHUNK=chunk, BLOCK=min(_BLOCK, chunk), GROUP=_GROUP,
         CHUNKS=triton.next_power_of_2(chunks), GROUPS=triton.next_power_of_2(groups), HEAD=_HEAD,
-        ROOM=_ROOM, num_warps=8, enable_fp_fusion=True,
+        # Wider numbers take more registers: with 8 warps float32 spilled on sm_100.
+        ROOM=_ROOM, num_warps=4 * logits.element_size(), enable_fp_fusion=True,
     )  # fmt: skip
     search_kernel[(num_rows,)](
         out, count, floor, total, *kept, logits, *settings, numbers, logits.stride(0),
