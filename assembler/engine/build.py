@@ -115,7 +115,7 @@ def build_runner(
         sizes = options.max_num_seqs, max_model_len(options, model_length)
         graphs = graph_settings(*sizes, device, attention_backend, alone)
     num_pages = _num_pages(model, options, model_length, device, dtype, peers, graphs)
-    return ModelRunner(
+    runner = ModelRunner(
         model,
         attention_backend,
         num_pages=num_pages if peers is None else peers.fewest(num_pages),
@@ -127,6 +127,9 @@ def build_runner(
         enforce_eager=options.enforce_eager,
         graphs=graphs,
     )
+    if device.type == "cuda" and attention_backend.name == "triton":
+        runner.warm_up(max_model_len(options, model_length))
+    return runner
 
 
 def _num_pages(

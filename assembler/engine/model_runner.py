@@ -24,6 +24,7 @@ from assembler.engine.sampler import Sampler
 from assembler.engine.scheduled_batch import ScheduledBatch
 from assembler.engine.step_inputs import StepInputs
 from assembler.kernels.dispatch import ASKED_FOR
+from assembler.kernels.paged_attention_warmup import warm_up_batches
 from assembler.kernels.paged_batch import PagedBatch
 
 if TYPE_CHECKING:
@@ -103,6 +104,23 @@ class ModelRunner:
         """The same, without waiting for the device; `Sampler.found` says what the tokens mean."""
         logits = self.run(StepInputs.of(batch, self.page_size), late)
         return SampledTokens(self.sampler.choose(logits, batch.sampling_sequences))
+
+    @torch.inference_mode()
+    def warm_up(self, max_context_len: int) -> None:
+        """Run tiny steps that store nothing and launch what later ones will.
+
+        Triton compiles a kernel when it first meets it, which takes seconds: not in the midst of
+        serving. `max_context_len` is the longest context there will be.
+        """
+        with current_device(self.device):
+            for paged in warm_up_batches(max_context_len, self.device):
+                positions = torch.arange(len(paged.slot_mapping), device=self.device)
+                ctx = self._context(
+                    positions=positions,
+                    sequence_lengths=torch.full_like(positions, len(positions)),
+                    paged=paged,
+                )
+                self.model(torch.zeros_like(positions), ctx)
 
     def serve(self) -> None:
         """In a rank that does not schedule: run every step that comes, until none does."""

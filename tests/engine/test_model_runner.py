@@ -101,3 +101,16 @@ def test_inputs_reach_another_rank_as_they_are(every_row):
     inputs = StepInputs.of(batch, page_size=4)
     assert (inputs.logit_rows is None) == every_row
     assert StepInputs.unpack(inputs.pack()) == inputs
+
+
+def test_a_warm_up_runs_short_steps_over_the_caches_and_stores_nothing():
+    class Watched(MemoryModel):
+        def forward(self, input_ids, ctx):
+            assert len(input_ids) == len(ctx.positions) == len(ctx.sequence_lengths)
+            assert ctx.paged.slot_mapping.tolist() == [-1] * len(input_ids)
+            assert ctx.kv_caches is made.kv_caches
+            self.steps.append((ctx.positions.tolist(), ctx.paged.max_context_len))
+
+    made = ModelRunner(Watched(), "backend", num_pages=10, page_size=4)
+    made.warm_up(500)
+    assert made.model.steps == [([0], 1), ([0], 500), ([0, 1], 2), ([0, 1], 500)]
