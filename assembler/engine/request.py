@@ -76,7 +76,7 @@ class Sample:
     def output(self) -> CompletionOutput:
         """What there is to report."""
         sequence = self.sequence
-        known = None if sequence.params.logprobs is None else sequence.sampling.logprobs
+        known = None if sequence.params.logprobs is None else self._known_logprobs()
         return CompletionOutput(
             index=sequence.index,
             text=self.text,
@@ -90,7 +90,12 @@ class Sample:
     def describe_logprobs(self) -> None:
         """Put the newest tokens' log-probabilities into words for `output`."""
         if self.sequence.params.logprobs is not None:
-            self._logprobs.extend(self.sequence.sampling.logprobs)
+            self._logprobs.extend(self._known_logprobs())
+
+    def _known_logprobs(self) -> list[TokenLogprobs]:
+        """Those of the tokens there are: the sampler knows them a step before the engine does."""
+        sequence = self.sequence
+        return sequence.sampling.logprobs[: sequence.num_generated_tokens]
 
     def _stop_reason(self) -> int | str | None:
         if self.sequence.finish_reason != "stop":
