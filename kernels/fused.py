@@ -54,7 +54,6 @@ def read_choice() -> str:
     return chosen_by(dict(os.environ))
 
 
-@torch.compiler.assume_constant_result
 def fused_choice() -> str:
     """What holds for this process, one of `CHOICES`; raises `OptionError` as `chosen_by` does."""
     return read_choice()

@@ -2,9 +2,9 @@
 
 The k largest values and places in cumulative sums need one vectorised pass over the row to find a
 number for each block; everything else happens among few blocks. Rows that are no multiple of the
-block go torch's way. The largest value alone is found by numpy, which vectorises that, in 16 bits
-as integers. The results are the same: which of several equal values is found first is all that may
-differ.
+block go torch's way. The largest values of many rows are found by numpy, which vectorises that, in
+16 bits as integers; of several equal ones the first, as torch does on a CPU. The other results are
+the same but for which of several equal values comes first.
 
 Shapes: R rows, V values a row, B blocks of them.
 """
@@ -15,13 +15,14 @@ import numpy as np
 import torch
 
 _BLOCK = 64
+_FEW_ROWS = 4  # of which torch's one pass is done before numpy's several have begun
 # The bits of -inf in 16 bits, as an unsigned number; NaN with a sign stands above it.
 _MINUS_INF = {torch.bfloat16: 0xFF80, torch.float16: 0xFC00}
 
 
 def largest(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The largest value [R] of each row of `values` [R, V], and its column; NaN is the largest."""
-    if values.device.type != "cpu":
+    if values.device.type != "cpu" or len(values) <= _FEW_ROWS:
         return tuple(values.max(dim=-1))
     if values.dtype in _MINUS_INF:
         column = _largest_of_16_bits(values)

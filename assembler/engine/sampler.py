@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence as SequenceOf
 from itertools import compress
+from math import isfinite
 
 import torch
 
@@ -120,6 +121,11 @@ class Sampler:
             numbers = self._uniforms([sequences[row] for row in drawing])
             draws = dict(zip(drawing, numbers, strict=True))
             _draw_all(logits, [s.params for s in sequences], draws, token_ids)
+        if best.device.type == "cpu":  # a list is there before torch has begun
+            failed = [row for row, value in enumerate(best.tolist()) if not isfinite(value)]
+            if failed:
+                token_ids[failed] = _NO_NUMBERS
+            return token_ids
         return token_ids.masked_fill_(~best.isfinite(), _NO_NUMBERS)
 
     def _uniforms(self, sequences: SequenceOf[Sequence]) -> list[float]:

@@ -74,3 +74,16 @@ def test_cumulative_sums_are_inverted(size):
         before, after = float(exact[:column].sum()), float(exact[: column + 1].sum())
         assert before - 1e-3 <= target <= after + 1e-3
         assert weights[row, column] > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_first_of_equal_values_is_found_however_many_rows_there_are(dtype):
+    generator = torch.Generator().manual_seed(5)
+    values = torch.randint(-3, 4, (40, 4096), generator=generator).to(dtype)
+    values[7] = -1  # all equal
+    together = largest(values)
+    first = (values == values.amax(dim=-1, keepdim=True)).int().argmax(dim=-1)
+    assert torch.equal(together[1], first)
+    for row in range(40):
+        alone = largest(values[row : row + 1])
+        assert (alone[0].item(), alone[1].item()) == (together[0][row], first[row])

@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from engine_fakes import VOCAB, MemoryModel, make_engine
+from engine_fakes import VOCAB, MemoryModel, make_engine, run
 from test_cuda_graphs import MAX_LEN, RunAgain, engine_with, tokens
 from test_engine_attention import TinyLM
 
@@ -90,3 +90,15 @@ def test_the_same_tokens_on_a_gpu():
         )
         found.append(tokens(engine))
     assert found[0] == found[1]
+
+
+def test_an_output_has_no_log_probabilities_of_a_token_in_flight():
+    engine = make_engine(MemoryModel(), overlap=True)
+    engine.add_request("a", [1, 2, 3], SamplingParams(temperature=0, max_tokens=9))
+    engine.step()
+    engine.add_request("b", [1, 2, 3], SamplingParams(temperature=0, max_tokens=9, logprobs=0))
+    engine.step()  # b's first token is sampled behind the step that is read
+    done = engine.abort("b").outputs[0]
+    assert len(done.logprobs) == len(done.token_ids) == 0
+    run(engine)
+    engine.check_integrity()
