@@ -123,3 +123,11 @@ def test_help_leaves_torch_alone(command: str) -> None:
     *text, status, torch_is_loaded = _python(code).splitlines()
     assert text[0].startswith(f"usage: python -m assembler.{command}")
     assert (status, torch_is_loaded) == ("status 0", "False")
+
+
+def test_what_generates_text_leaves_torchs_compiler_alone() -> None:
+    """It takes a second to import, of the two in which the first token is there."""
+    imported = _python("import sys, assembler.llm, assembler.engine.build; print(*sys.modules)")
+    loaded = imported.split()
+    assert "assembler.engine.model_runner" in loaded
+    assert not {"torch._dynamo", "torch._inductor", "triton", "transformers"} & set(loaded)
