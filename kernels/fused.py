@@ -59,6 +59,10 @@ def fused_choice() -> str:
     return read_choice()
 
 
+# What torch.compiler.assume_constant_result does, which imports the compiler: a second of each
+# start.
+fused_choice._dynamo_marked_constant = True
+
 INSTALLED = find_spec("triton") is not None
 
 
