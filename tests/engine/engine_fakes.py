@@ -153,6 +153,22 @@ class FakeDetokenizer:
         return out
 
 
+class BreakingTokenizer(FakeTokenizer):
+    """Cannot decode token 7."""
+
+    def detokenizer(self, skip_special_tokens=True):
+        made = super().detokenizer(skip_special_tokens)
+        push = made.push
+
+        def checked(token_ids):
+            if 7 in token_ids:
+                raise KeyError("no piece 7")
+            return push(token_ids)
+
+        made.push = checked
+        return made
+
+
 def make_engine(
     model: nn.Module,
     *,

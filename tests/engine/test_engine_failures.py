@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from engine_fakes import VOCAB, FakeTokenizer, ScriptedModel, make_engine, run
+from engine_fakes import VOCAB, BreakingTokenizer, FakeTokenizer, ScriptedModel, make_engine, run
 
 from assembler.engine.sampling_params import SamplingParams
 from assembler.errors import RequestError
@@ -54,22 +54,6 @@ def test_a_tokenizer_that_fails_on_logprobs_fails_their_request_alone():
     engine.check_integrity()
 
 
-class _Breaks(FakeTokenizer):
-    """Cannot decode token 7."""
-
-    def detokenizer(self, skip_special_tokens=True):
-        made = super().detokenizer(skip_special_tokens)
-        push = made.push
-
-        def checked(token_ids):
-            if 7 in token_ids:
-                raise KeyError("no piece 7")
-            return push(token_ids)
-
-        made.push = checked
-        return made
-
-
 class _ByDraw(ScriptedModel):
     """Sample i gets token script[i][p] after position p."""
 
@@ -95,7 +79,7 @@ def test_a_failing_sample_changes_no_end_of_its_siblings(failing, stream):
     """One has stopped before, one ends in the same step, one fails and one still runs."""
     scripts = [[1, 9, 9, 9, 9], [1, 2, failing, 4, 5], [1, 2, 9, 9, 9], [1, 2, 3, 4, 5]]
     model = _ByDraw(scripts)
-    engine = make_engine(model, tokenizer=_Breaks(), max_num_seqs=4)
+    engine = make_engine(model, tokenizer=BreakingTokenizer(), max_num_seqs=4)
     params = SamplingParams(n=4, max_tokens=5, stop_token_ids=[9], seed=0)
     engine.add_request("r", [1], params, stream=stream)
     seen = []

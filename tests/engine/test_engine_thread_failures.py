@@ -6,7 +6,13 @@ import asyncio
 from contextlib import suppress
 
 import pytest
-from engine_fakes import FakeTokenizer, MemoryModel, ScriptedModel, greedy_reference, make_engine
+from engine_fakes import (
+    BreakingTokenizer,
+    MemoryModel,
+    ScriptedModel,
+    greedy_reference,
+    make_engine,
+)
 from mailboxes import Mailbox, greedy, served
 
 from assembler.engine.engine_thread import EngineDeadError, EngineThread
@@ -14,21 +20,8 @@ from assembler.errors import RankError, RequestError
 
 
 def test_an_exception_in_one_request_ends_that_one_alone():
-    class Tokenizer(FakeTokenizer):
-        def detokenizer(self, *args):
-            detokenizer = super().detokenizer(*args)
-            push = detokenizer.push
-
-            def fails(token_ids):
-                if 7 in token_ids:
-                    raise KeyError("no such piece")
-                return push(token_ids)
-
-            detokenizer.push = fails
-            return detokenizer
-
     script = [9, 10, 7, 8, 8, 8]
-    engine = make_engine(ScriptedModel(script), tokenizer=Tokenizer())
+    engine = make_engine(ScriptedModel(script), tokenizer=BreakingTokenizer())
     bad, good = served(engine, ([1], greedy(5)), ([1, 1, 1, 1], greedy(2)), stream=True)
     report = bad.reports[-1]
     assert report.outputs[0].finish_reason == "abort" and "KeyError" in str(report.error)
