@@ -62,7 +62,7 @@ static void panel_scores(const T* q, int64_t rows, int64_t k, const T* const* ke
     if (rows <= FEW_QUERIES && takes_few_rows<T>(rows, k, k)) {
         for (int half = 0; half < COLUMNS; half += LANES) {
             call();
-            run_few_rows<T, FEW_QUERIES, false>({q, k, k, keys + half, out + half}, rows);
+            run_few_rows<T, FEW_QUERIES, false>({q, k, k, keys + half, nullptr, out + half}, rows);
         }
         return;
     }

@@ -12,8 +12,8 @@ struct FewRows {
     const T* x;
     int64_t stride, k;  // k: whole units
     const T* const* columns;
+    const T* const* following;  // columns whose memory is wanted next
     float* out;
-    int64_t next = 0;  // from these columns to those whose memory is wanted next
 };
 
 template <typename T, int ROWS, bool CALLS>
@@ -25,11 +25,12 @@ __attribute__((noinline)) static void few_rows(const FewRows<T>& f) {
     for (int64_t start = 0; start < f.k; start += BLOCK * PER_UNIT<T>) {
         int64_t units = std::min<int64_t>(BLOCK, (f.k - start) / PER_UNIT<T>);
         int64_t wanted = start + CALLED;
-        if (wanted >= f.k) wanted += f.next - f.k;
+        const T* const* called = f.columns;
+        if (wanted >= f.k) wanted -= f.k, called = f.following;
         uvec part[LANES];
 #pragma GCC unroll 16
         for (int i = 0; i < LANES; ++i) {
-            if (CALLS) __builtin_prefetch(f.columns[i] + wanted, 0, 2);
+            if (CALLS) __builtin_prefetch(called[i] + wanted, 0, 2);
             part[i] = read_units(f.columns[i], start, f.k);
         }
         transpose(part);

@@ -9,6 +9,26 @@
 
 enum Epilogue { PLAIN, ACTIVATED, GATED };
 
+static inline int features_of_panel(int epilogue) { return epilogue == GATED ? LANES : COLUMNS; }
+
+// The rows of a weight that are the columns of a panel: 16 neighbours, and 16 more.
+template <typename T>
+struct FirstRows {
+    const T *left = nullptr, *right = nullptr;  // null: not known
+    int64_t k = 0;
+
+    FirstRows() = default;
+    FirstRows(const T* weight, int64_t first, int64_t k, int64_t n, int epilogue)
+        : left(weight + first * k), right(left + (epilogue == GATED ? n : LANES) * k), k(k) {}
+
+    void columns(const T** columns) const {
+        for (int i = 0; i < LANES; ++i) {
+            columns[i] = left + i * k;
+            columns[LANES + i] = right + i * k;
+        }
+    }
+};
+
 template <typename T>
 struct Product {
     const T *x, *weight, *bias;  // x [rows, k], weight [n, k] ([2 n, k]: gates, ups); bias or null
@@ -16,11 +36,15 @@ struct Product {
     int64_t rows, k, n;
     int epilogue, activation;    // of what is stored: y, act(y), or act(gate) * up
     int64_t x_stride = k;        // from row to row of x
+    FirstRows<T> next{};         // what this thread multiplies with next
+
+    // What comes after the features before `end`, of those before `last`.
+    FirstRows<T> after(int64_t end, int64_t last) const {
+        return end < last || !next.left ? FirstRows<T>(weight, end, k, n, epilogue) : next;
+    }
 };
 
 constexpr int64_t CHUNK = 2048;  // the most units of a panel: it stays in the second cache
-
-static inline int features_of_panel(int epilogue) { return epilogue == GATED ? LANES : COLUMNS; }
 
 // Floats that `linear` needs for itself.
 static inline int64_t linear_scratch(int64_t rows) {
@@ -64,14 +88,13 @@ static void columns_of(const Product<T>& p, int64_t first, int64_t last, const T
     }
 }
 
-// Each tile calls for its share of the next panel, which lies behind this one.
+// Each tile calls for its share of the next panel, whose rows are neighbours.
 template <typename T>
-static void call_for_next(const T* const* columns, int64_t next, int64_t t, int64_t tiles,
-                          Tile<T>& tile) {
+static void call_for_next(const T* const* next, int64_t t, int64_t tiles, Tile<T>& tile) {
     int64_t share = LANES * tile.k * sizeof(T) / tiles;
     tile.call_step = LANES * 4 / tiles;
     for (int half = 0; half < 2; ++half)
-        tile.call[half] = (const char*)(columns[half * LANES] + next) + t * share;
+        tile.call[half] = (const char*)next[half * LANES] + t * share;
 }
 
 // The most rows of a tile: half of them where all rows have their numbers in the same places of the
@@ -80,42 +103,47 @@ static inline int64_t rows_of_tile(int64_t stride_bytes) {
     return stride_bytes % 4096 ? TILE_ROWS : (TILE_ROWS + 1) / 2;
 }
 
-// Features `first` to `last`, of one panel at most, of all rows.
+// Features `first` to `last`, of one panel at most, of all rows. `next` are the columns after them.
 template <typename T>
-static void linear_panel(const Product<T>& p, int64_t first, int64_t last, float* scratch) {
+static void linear_panel(const Product<T>& p, int64_t first, int64_t last, const FirstRows<T>& next,
+                         float* scratch) {
     uint32_t* panel = (uint32_t*)scratch;
     float* sums = scratch + CHUNK * COLUMNS;
     int64_t most = rows_of_tile(p.x_stride * sizeof(T));
     int64_t tiles = (p.rows + most - 1) / most, chunk = CHUNK * PER_UNIT<T>;
-    const T* columns[COLUMNS];
+    const T *columns[COLUMNS], *following[COLUMNS];
     columns_of(p, first, last, columns);
     for (int64_t start = 0; start < p.k; start += chunk) {
         int64_t k = std::min(chunk, p.k - start), row = 0;
         bool more = start + k < p.k;
-        int64_t next = more ? k : features_of_panel(p.epilogue) * p.k - start;
-        pack_panel(columns, k, next, panel);
+        if (more)
+            for (int i = 0; i < COLUMNS; ++i) following[i] = columns[i] + k;
+        else
+            next.columns(following);
+        pack_panel(columns, k, following, panel);
         for (int64_t t = 0; t < tiles; ++t) {
             int count = (int)((p.rows - row + tiles - t - 1) / (tiles - t));
             float* out = sums + (chunk < p.k ? row * COLUMNS : 0);
             Tile<T> tile{p.x + row * p.x_stride + start, p.x_stride, k, panel, out, start > 0};
-            if (k == p.k) call_for_next(columns, next, t, tiles, tile);
+            if (k == p.k) call_for_next(following, t, tiles, tile);
             run_tile(tile, count);
             if (!more) finish(p, out, row, count, first, last);
             row += count;
         }
-        for (const T*& column : columns) column += k;
+        std::copy(following, following + COLUMNS, columns);
     }
 }
 
 // The same of few rows.
 template <typename T>
-static void few_rows_panel(const Product<T>& p, int64_t first, int64_t last, float* sums) {
-    const T* columns[COLUMNS];
+static void few_rows_panel(const Product<T>& p, int64_t first, int64_t last,
+                           const FirstRows<T>& next, float* sums) {
+    const T *columns[COLUMNS], *following[COLUMNS];
     columns_of(p, first, last, columns);
-    int64_t next = features_of_panel(p.epilogue) * p.k;  // to the columns of the next panel
+    next.columns(following);
     for (int half = 0; half < COLUMNS; half += LANES)
         run_few_rows<T, FEW_ROWS, true>(
-            {p.x, p.x_stride, p.k, columns + half, sums + half, next}, p.rows);
+            {p.x, p.x_stride, p.k, columns + half, following + half, sums + half}, p.rows);
     finish(p, sums, 0, (int)p.rows, first, last);
 }
 
@@ -125,10 +153,11 @@ static void linear(const Product<T>& p, int64_t first, int64_t last, float* scra
     int64_t step = features_of_panel(p.epilogue);
     for (; first < last; first += step) {
         int64_t end = std::min(last, first + step);
+        FirstRows<T> next = p.after(end, last);
         if (takes_few_rows<T>(p.rows, p.k, p.x_stride))
-            few_rows_panel(p, first, end, scratch);
+            few_rows_panel(p, first, end, next, scratch);
         else
-            linear_panel(p, first, end, scratch);
+            linear_panel(p, first, end, next, scratch);
     }
 }
 

@@ -33,17 +33,17 @@ static void pack_rows(const Product<T>& p, uint32_t* panel) {
 }
 
 // `count` rows of a weight against the panel -> sums [count, 32]. Each tile calls for its share of
-// the rows after these.
+// the `next` rows.
 template <typename T, typename Right>
-static void weight_tiles(const T* weight, int64_t k, int count, const uint32_t* panel, float* sums) {
+static void weight_tiles(const T* weight, int64_t k, int count, const uint32_t* panel, float* sums,
+                         const T* next) {
     int most = (int)std::min<int64_t>(rows_of_tile(k * sizeof(T)), WEIGHT_ROWS);
     int tiles = (count + most - 1) / most, row = 0;
     for (int t = 0; t < tiles; ++t) {
         int rows = (count - row + tiles - t - 1) / (tiles - t);
         Tile<T> tile{weight + row * k, k, k, panel, sums + row * COLUMNS, false};
-        const char* next = (const char*)(weight + (count + row) * k);
-        tile.call[0] = next;
-        tile.call[1] = next + rows * k * sizeof(T) / 2;
+        tile.call[0] = next + row * k;
+        tile.call[1] = next + row * k + rows * k / 2;
         tile.call_step = rows * 4 / 2;
         run_tile<T, Right, WEIGHT_ROWS>(tile, rows);
         row += rows;
@@ -64,14 +64,14 @@ static inline void transpose_sums(const float* sums, int64_t rows, float* out) {
 }
 
 template <typename T, typename Right>
-static void packed_rows_panel(const Product<T>& p, int64_t first, int64_t last, const uint32_t* panel,
-                           float* scratch) {
+static void packed_rows_panel(const Product<T>& p, int64_t first, int64_t last,
+                              const FirstRows<T>& next, const uint32_t* panel, float* scratch) {
     float *sums = scratch, *turned = scratch + COLUMNS * COLUMNS;
     int count = (int)(last - first);
-    weight_tiles<T, Right>(p.weight + first * p.k, p.k, count, panel, sums);
+    weight_tiles<T, Right>(p.weight + first * p.k, p.k, count, panel, sums, next.left);
     if (p.epilogue == GATED)
         weight_tiles<T, Right>(p.weight + (p.n + first) * p.k, p.k, count, panel,
-                               sums + LANES * COLUMNS);
+                               sums + LANES * COLUMNS, next.right);
     transpose_sums(sums, p.rows, turned);
     finish(p, turned, 0, (int)p.rows, first, last);
 }
@@ -82,9 +82,10 @@ static void packed_rows_linear(const Product<T>& p, int64_t first, int64_t last,
                             const uint32_t* panel, float* scratch) {
     for (int64_t step = features_of_panel(p.epilogue); first < last; first += step) {
         int64_t end = std::min(last, first + step);
+        FirstRows<T> next = p.after(end, last);
         if (p.rows <= COLUMNS - LANES / 2)
-            packed_rows_panel<T, half_floats>(p, first, end, panel, scratch);
+            packed_rows_panel<T, half_floats>(p, first, end, next, panel, scratch);
         else
-            packed_rows_panel<T, vec>(p, first, end, panel, scratch);
+            packed_rows_panel<T, vec>(p, first, end, next, panel, scratch);
     }
 }

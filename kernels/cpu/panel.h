@@ -112,14 +112,16 @@ static inline void pack_block(const T* const* rows, int64_t first, int64_t k, ui
 }
 
 // Pack a panel. Its columns are called for AHEAD units before they are packed, and at the end those
-// that are packed next, which begin `next` numbers after these.
+// that are packed next.
 template <typename T>
-static void pack_panel(const T* const* columns, int64_t k, int64_t next, uint32_t* panel) {
+static void pack_panel(const T* const* columns, int64_t k, const T* const* following,
+                       uint32_t* panel) {
     int64_t units = units_of<T>(k);
     for (int64_t u = 0; u < units; u += BLOCK) {
-        int64_t wanted = u + AHEAD < units ? (u + AHEAD) * PER_UNIT<T>
-                                           : next + (u + AHEAD - units) * PER_UNIT<T>;
-        for (int i = 0; i < COLUMNS; ++i) __builtin_prefetch(columns[i] + wanted, 0, 2);
+        bool here = u + AHEAD < units;
+        const T* const* called = here ? columns : following;
+        int64_t wanted = (u + AHEAD - (here ? 0 : units)) * PER_UNIT<T>;
+        for (int i = 0; i < COLUMNS; ++i) __builtin_prefetch(called[i] + wanted, 0, 2);
         pack_block(columns, u, k, panel);
     }
 }

@@ -25,6 +25,12 @@ struct Run {
     int count;
 };
 
+// What a thread is to do when it is done with a piece, as far as that is known.
+struct NextPiece {
+    const Instruction* instruction = nullptr;
+    int64_t number = 0;
+};
+
 // What a thread has to itself.
 struct Worker {
     float* scratch;
@@ -92,12 +98,12 @@ struct Pieces {
         }
     }
 
-    // Piece `after` is the one that this thread will take next, if that is known, else -1.
-    void execute(const Instruction& i, int64_t piece, int64_t after, Worker& worker) const {
+    void execute(const Instruction& i, int64_t piece, NextPiece next, Worker& worker) const {
         float* scratch = worker.scratch;
         switch (i.opcode) {
-            case LINEAR: case SCORE_EXPERTS: return product(i, piece, worker);
-            case ATTEND: return attend_piece(i, piece, after, scratch);
+            case LINEAR: case SCORE_EXPERTS: return product(i, piece, next, worker);
+            case ATTEND:
+                return attend_piece(i, piece, next.instruction ? next.number : -1, scratch);
             case GROUP_BY_EXPERT:
                 return group_by_expert(i.routing, (const float*)at(i.in), rows.tokens(i),
                                        rows.groups(i));
@@ -110,7 +116,15 @@ struct Pieces {
             for (int64_t c = 0; c < i.chain; ++c) rows.run((&i)[c], r);
     }
 
-    void product(const Instruction& i, int64_t piece, Worker& worker) const {
+    // The rows of a weight that a piece of a product begins with.
+    FirstRows<T> first_rows(NextPiece piece) const {
+        if (!piece.instruction) return {};
+        const Instruction& i = *piece.instruction;
+        return FirstRows<T>((const T*)i.weight, piece.number * features_at_once(i), i.k, i.n,
+                            (int)i.kind);
+    }
+
+    void product(const Instruction& i, int64_t piece, NextPiece next, Worker& worker) const {
         int64_t size = features_at_once(i), first = piece * size, last = std::min(i.n, first + size);
         const T *x = at(i.in), *weight = (const T*)i.weight, *bias = (const T*)i.bias;
         if (i.opcode == SCORE_EXPERTS)
@@ -118,6 +132,7 @@ struct Pieces {
                                  rows.count(i), i.k, first, last);
         Product<T> product{x, weight, bias, at(i.out), rows.count(i), i.k, i.n, (int)i.kind,
                            (int)i.offset};
+        product.next = first_rows(next);
         bool first_piece = worker.packed != &i;
         worker.packed = &i;
         if (!packs_rows(product.rows)) {

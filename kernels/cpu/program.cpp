@@ -1,23 +1,24 @@
 // A step of a model as a list of instructions, run by a team of threads in one call.
 //
-// Each instruction is cut into pieces that any thread may take; the next one begins when all pieces
-// are done. A thread that the system holds up is not waited for unless it holds a piece, and no
-// lock is taken. Values are rows of one workspace: value v of row r stands at v + r * width.
-#include <atomic>
+// Each instruction is cut into pieces that any thread may take (shares.h); the next one begins when
+// all pieces are done. A thread that the system holds up is not waited for unless it holds a piece,
+// and no lock is taken. Values are rows of one workspace: value v of row r stands at v + r * width.
 #include <thread>
 
 #include "pieces.h"
+#include "shares.h"
 
 constexpr int64_t SPINS = 2000;  // looks at a piece that another thread holds, before yielding
 
 template <typename T>
 struct Machine : Pieces<T> {
     using Pieces<T>::step;
-    std::vector<std::atomic<int64_t>> next, done, known;
+    std::vector<std::atomic<int64_t>> done, known;
+    Shares shares;
     std::atomic<int> arrived{0};
 
     explicit Machine(const Step& s)
-        : Pieces<T>(s), next(s.length), done(s.length), known(s.length) {}
+        : Pieces<T>(s), done(s.length), known(s.length), shares(s.threads) {}
 
     // The pieces of instruction `p`, as the first thread at it found them: for one that comes late
     // the others may be layers ahead, where experts are grouped anew.
@@ -28,23 +29,26 @@ struct Machine : Pieces<T> {
         return known[p].compare_exchange_strong(found, count + 1) ? count : found - 1;
     }
 
-    int64_t take(int64_t p) { return next[p].fetch_add(1, std::memory_order_relaxed); }
+    // What a thread is to take first of the next product, after the pieces that there are of `p`.
+    NextPiece product_after(int64_t p, int64_t thread) const {
+        for (int64_t next = p + 1; next < step.length; ++next) {
+            const Instruction& i = step.program[next];
+            if (i.opcode == LINEAR) return {&i, shares.first_of(this->pieces(i), thread)};
+        }
+        return {};
+    }
 
     void run() {
         int thread = arrived++;
         Worker worker{step.scratch + thread * step.scratch_size};
         for (int64_t p = 0; p < step.length; p += step.program[p].chain) {
             const Instruction& i = step.program[p];
-            int64_t count = pieces_of(p), piece = take(p);
-            while (piece < count) {
-                // Attention calls for what it reads next, so it has to know its next piece; where
-                // pieces are few, that would leave another thread without one.
-                bool ahead = i.opcode == ATTEND && count > 4 * step.threads;
-                int64_t after = ahead ? take(p) : count;
-                this->execute(i, piece, after < count ? after : -1, worker);
-                done[p].fetch_add(1, std::memory_order_release);
-                piece = ahead ? after : take(p);
-            }
+            int64_t count = pieces_of(p), finished = 0;
+            NextPiece later = i.opcode == LINEAR ? product_after(p, thread) : NextPiece{};
+            for (Piece piece; (piece = shares.take(p, count, thread)).number >= 0; ++finished)
+                this->execute(i, piece.number, piece.next < 0 ? later : NextPiece{&i, piece.next},
+                              worker);
+            done[p].fetch_add(finished, std::memory_order_release);
             for (int64_t spin = 0; done[p].load(std::memory_order_acquire) < count; ++spin)
                 if (spin > SPINS) std::this_thread::yield();
         }
