@@ -8,16 +8,40 @@
 #include "attention_products.h"
 #include "attention_state.h"
 
-template <typename T, typename Call>
-static void block_scores(const Attention& a, const T* keys, int64_t kv, const Block& b, const T* q,
-                         const Sums<T>& s, Call call) {
-    for (int64_t p = b.panel(); p < b.panels(); ++p) {
-        const T* columns[COLUMNS];
-        for (int i = 0; i < COLUMNS; ++i)
-            columns[i] = keys + b.places[p * COLUMNS + i] + kv * a.head_dim;
-        panel_scores(q, s.rows, a.head_dim, columns, s.panel, s.scores + p * s.rows * COLUMNS,
-                     call);
+// The rows of a block's keys or values in a cache, one key head of them, and those of the next one.
+template <typename T>
+struct BlockRows {
+    const T *rows[KEYS], *next[KEYS];
+    int64_t next_count;
+    bool two;  // the next block has two panels, this one has one
+
+    BlockRows(const Attention& a, const T* cache, const Block& b, int64_t kv, const Block& then,
+              int64_t then_kv)
+        : next_count(then.count()), two(b.count() < then.count()) {
+        for (int64_t j = 0; j < b.count(); ++j)
+            rows[j] = cache + b.places[b.panel() * COLUMNS + j] + kv * a.head_dim;
+        for (int64_t j = 0; j < KEYS; ++j)  // `count` is a power of two
+            next[j] = cache + then.places[then.panel() * COLUMNS + (j & (next_count - 1))] +
+                      then_kv * a.head_dim;
     }
+    // Those of panel `p` of the block, counted from its first one.
+    KeyRows<T> panel(int64_t p) const {
+        return {rows + p * COLUMNS, next + p * COLUMNS, two ? next + COLUMNS : nullptr};
+    }
+    // Share `part` of `parts` of the next rows, their numbers from `d` on.
+    void call(int64_t part, int64_t parts, int64_t d, int64_t head_dim) const {
+        for (int64_t j = next_count * part / parts; j < next_count * (part + 1) / parts; ++j)
+            for (int64_t at = d; at < head_dim; at += LINE<T>)
+                __builtin_prefetch(next[j] + at, 0, 2);
+    }
+};
+
+template <typename T>
+static void block_scores(const Attention& a, const BlockRows<T>& keys, const Block& b, const T* q,
+                         const Sums<T>& s) {
+    for (int64_t p = 0; p < b.count() / COLUMNS; ++p)
+        panel_scores(q, s.rows, a.head_dim, keys.panel(p), s.panel,
+                     s.scores + (b.panel() + p) * s.rows * COLUMNS);
 }
 
 // Scores `at` to `at + 16` of a query, of keys of which it sees `first` to `position`.
@@ -36,12 +60,17 @@ static inline vec final_scores(const Attention& a, vec score, int64_t head, int6
     return score;
 }
 
+// Up to which number of a value's the next values are called for by `block_values`; those behind it
+// are by `block_weights`, so that it is as much at any time.
+static inline int64_t called_beside_values(int64_t panels) { return (panels + 1) / 2 * COLUMNS; }
+
 // A block's scores -> weights beside the highest score so far; the sums before become as small.
 template <typename T>
 static void block_weights(const Attention& a, const Queries<T>& queries, int64_t kv,
-                          const Block& b, const Sums<T>& s, float* values, float* best,
-                          float* whole) {
+                          const BlockRows<T>& rows, const Block& b, const Sums<T>& s,
+                          float* values, float* best, float* whole) {
     for (int64_t r = 0; r < s.rows; ++r) {
+        rows.call(r, s.rows, called_beside_values(s.panels), a.head_dim);
         int64_t position = queries.positions[r / a.group()], first = a.first_key(position);
         int64_t head = kv * a.group() + r % a.group();
         vec score[KEYS / LANES], top = fill(best[r]), sum{};
@@ -74,17 +103,15 @@ static void block_weights(const Attention& a, const Queries<T>& queries, int64_t
     }
 }
 
-template <typename T, typename Call>
-static void block_values(const Attention& a, const T* cache, int64_t kv, const Block& b,
-                         const Sums<T>& s, float* values, Call call) {
-    int64_t begin = b.panel() * COLUMNS, keys = b.panels() * COLUMNS - begin;
-    const T* rows[KEYS];
-    for (int64_t j = 0; j < keys; ++j) rows[j] = cache + b.places[begin + j] + kv * a.head_dim;
+template <typename T>
+static void block_values(const Attention& a, const BlockRows<T>& rows, const Block& b,
+                         const Sums<T>& s, float* values) {
     for (int64_t p = 0; p < s.panels; ++p) {
         int64_t d = p * COLUMNS;
         int count = (int)std::min<int64_t>(COLUMNS, a.head_dim - d);
-        panel_values(s.weights + begin, s.rows, KEYS, keys, rows, d, count, s.panel,
-                     values + p * s.rows * COLUMNS, call);
+        panel_values(s.weights + b.panel() * COLUMNS, s.rows, KEYS, b.count(),
+                     ValueColumns<T>{rows.panel(0), d, count, d < called_beside_values(s.panels)},
+                     s.panel, values + p * s.rows * COLUMNS);
     }
 }
 
@@ -127,26 +154,28 @@ static void give_results(const Attention& a, const Queries<T>& queries, int64_t 
 // this thread will read when it is done with these.
 template <typename T>
 static void attend(const Attention& a, const Queries<T>& queries, const T* keys, const T* values,
-                   int64_t kv, int64_t kv_count, float* scratch, const Ahead<T>& next = {}) {
+                   int64_t kv, int64_t kv_count, float* scratch, const NextBlock& next = {}) {
     Sums<T> s(a, kv_count, queries.count * a.group(), scratch);
     int64_t size = s.panels * s.rows * COLUMNS, first = queries.first_key(a), last = 0;
     for (int t = 0; t < queries.count; ++t) last = std::max(last, queries.positions[t]);
     begin_sums(a, queries, kv, kv_count, s);
-    int64_t start = first / KEYS * KEYS, calls = kv_count * 2 * (KEYS / COLUMNS + s.panels);
-    Ahead<T> ahead{queries.pages, start + KEYS, last + 1, kv, kv_count};
-    auto call = [&, at_once = (KEYS + calls - 1) / calls] {
-        ahead.call(a, keys, values, at_once);
-    };
+    int64_t start = first / KEYS * KEYS;
+    Block b(a, queries.pages, start, first, last);
     for (; start <= last; start += KEYS) {
-        Block b(a, queries.pages, start, first, last);
-        if (start + KEYS > last) ahead = next;
+        bool more = start + KEYS <= last, known = !more && next.pages;
+        int64_t then_kv = known ? next.kv : kv;
+        Block then = more    ? Block(a, queries.pages, start + KEYS, first, last)
+                     : known ? next.block(a) : b;
         for (int64_t h = 0; h < kv_count; ++h) {
             float* sums = s.values + h * size;
-            block_scores(a, keys, kv + h, b, s.q + h * s.rows * a.head_dim, s, call);
-            block_weights(a, queries, kv + h, b, s, sums, s.best + h * s.rows,
+            block_scores(a, BlockRows<T>(a, keys, b, kv + h, then, then_kv + h), b,
+                         s.q + h * s.rows * a.head_dim, s);
+            BlockRows<T> rows(a, values, b, kv + h, then, then_kv + h);
+            block_weights(a, queries, kv + h, rows, b, s, sums, s.best + h * s.rows,
                           s.whole + h * s.rows * LANES);
-            block_values(a, values, kv + h, b, s, sums, call);
+            block_values(a, rows, b, s, sums);
         }
+        b = then;
     }
     give_results(a, queries, kv, kv_count, s);
 }

@@ -7,6 +7,22 @@
 
 constexpr int FEW_QUERIES = 8;  // up to which that is the fastest way
 
+// Keys or values in a row, and as many that are wanted next: one for each, or two.
+//
+// A thread waits for few lines at a time that it asks for itself, and the processor foresees no page
+// of another sequence. Called for one by one, among the work with the block before them, they come
+// at nearly the rate of memory; in bursts of some dozens at two thirds of it.
+template <typename T>
+struct KeyRows {
+    const T *const *rows, *const *next, *const *next_too;  // next_too: or null
+
+    // The line of what is wanted for row `i` that begins with number `d`.
+    void call(int64_t i, int64_t d) const {
+        __builtin_prefetch(next[i] + d, 0, 2);
+        if (next_too) __builtin_prefetch(next_too[i] + d, 0, 2);
+    }
+};
+
 // `rows` of x against a panel, a tile at a time.
 template <typename T>
 static void run_tiles(const T* x, int64_t stride, int64_t k, const uint32_t* panel, int64_t rows,
@@ -19,19 +35,50 @@ static void run_tiles(const T* x, int64_t stride, int64_t k, const uint32_t* pan
     }
 }
 
-// ROWS of weights, `stride` apart, of as many units as values have; the `count` numbers of these
-// from `d` on are added to `out` [ROWS, 32].
+// The same for `few_rows`, one or two for each column.
+template <typename T>
+struct CallsOne {
+    const T* const* next;
+    void operator()(int i, int64_t start) const { __builtin_prefetch(next[i] + start, 0, 2); }
+};
+template <typename T>
+struct CallsTwo {
+    CallsOne<T> one, too;
+    void operator()(int i, int64_t start) const { one(i, start), too(i, start); }
+};
+
+template <typename T>
+constexpr int64_t LINE = 64 / sizeof(T);  // numbers of a line of the caches
+
+// The numbers from `d` on of neighbouring rows of values, 32 or at the end fewer.
+template <typename T>
+struct ValueColumns {
+    KeyRows<T> values;
+    int64_t d;
+    int count;
+    bool calls;  // for the same numbers of the next values
+
+    // Pack unit `u` of them.
+    void pack(int64_t u, uint32_t* unit) const {
+        if (calls)
+            for (int64_t i = u * PER_UNIT<T>; i < (u + 1) * PER_UNIT<T>; ++i)
+                for (int64_t at = d; at < d + COLUMNS; at += LINE<T>) values.call(i, at);
+        pack_side_by_side(values.rows + u * PER_UNIT<T>, d, count, unit);
+    }
+};
+
+// ROWS of weights, `stride` apart, of as many units as values have; what comes of these is added to
+// `out` [ROWS, 32].
 template <typename T, int ROWS>
 __attribute__((noinline)) static void few_values(const T* weights, int64_t stride, int64_t units,
-                                                 const T* const* values, int64_t d, int count,
-                                                 float* out) {
+                                                 const ValueColumns<T>& values, float* out) {
     vec sum[ROWS][2];
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r)
         for (int c = 0; c < 2; ++c) sum[r][c] = load(out + r * COLUMNS + c * LANES);
-    for (int64_t u = 0; u < units; ++u, values += PER_UNIT<T>, weights += PER_UNIT<T>) {
+    for (int64_t u = 0; u < units; ++u, weights += PER_UNIT<T>) {
         uvec part[2];
-        pack_side_by_side(values, d, count, (uint32_t*)part);
+        values.pack(u, (uint32_t*)part);
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r) {
             uint32_t unit;
@@ -47,49 +94,44 @@ __attribute__((noinline)) static void few_values(const T* weights, int64_t strid
 
 template <typename T, int ROWS = FEW_QUERIES>
 static inline void run_few_values(int rows, const T* weights, int64_t stride, int64_t units,
-                                  const T* const* values, int64_t d, int count, float* out) {
+                                  const ValueColumns<T>& values, float* out) {
     if (rows == ROWS)
-        few_values<T, ROWS>(weights, stride, units, values, d, count, out);
+        few_values<T, ROWS>(weights, stride, units, values, out);
     else if constexpr (ROWS > 1)
-        run_few_values<T, ROWS - 1>(rows, weights, stride, units, values, d, count, out);
+        run_few_values<T, ROWS - 1>(rows, weights, stride, units, values, out);
 }
 
-// Rows of q, of k numbers, against 32 keys -> out [rows, 32]. `panel` is room for one; `call` is
-// called before each half of the work.
-template <typename T, typename Call>
-static void panel_scores(const T* q, int64_t rows, int64_t k, const T* const* keys,
-                         uint32_t* panel, float* out, Call call) {
+// Rows of q, of k numbers, against 32 keys -> out [rows, 32]. `panel` is room for one.
+template <typename T>
+static void panel_scores(const T* q, int64_t rows, int64_t k, const KeyRows<T>& keys,
+                         uint32_t* panel, float* out) {
     if (rows <= FEW_QUERIES && takes_few_rows<T>(rows, k, k)) {
         for (int half = 0; half < COLUMNS; half += LANES) {
-            call();
-            run_few_rows<T, FEW_QUERIES, false>({q, k, k, keys + half, nullptr, out + half}, rows);
+            FewRows<T> few{q, k, k, keys.rows + half, out + half};
+            CallsOne<T> one{keys.next + half};
+            if (keys.next_too)
+                run_few_rows<T, FEW_QUERIES>(few, rows,
+                                             CallsTwo<T>{one, {keys.next_too + half}});
+            else
+                run_few_rows<T, FEW_QUERIES>(few, rows, one);
         }
         return;
     }
-    call();
-    for (int64_t u = 0; u < units_of<T>(k); u += BLOCK) pack_block(keys, u, k, panel);
-    call();
+    for (int64_t u = 0; u < units_of<T>(k); u += BLOCK) {
+        for (int i = 0; i < COLUMNS; ++i) keys.call(i, u * PER_UNIT<T>);
+        pack_block(keys.rows, u, k, panel);
+    }
     run_tiles(q, k, k, panel, rows, out, false);
 }
 
-// Rows of weights, `stride` apart, of `keys` numbers each (a multiple of 4); the numbers of their
-// values from `d` on, `count` of them, are added to out [rows, 32]. `call` as above.
-template <typename T, typename Call>
+// Rows of weights, `stride` apart, of `keys` numbers each (a multiple of 4), against as many values
+// -> added to out [rows, 32].
+template <typename T>
 static void panel_values(const T* weights, int64_t rows, int64_t stride, int64_t keys,
-                         const T* const* values, int64_t d, int count, uint32_t* panel, float* out,
-                         Call call) {
+                         const ValueColumns<T>& values, uint32_t* panel, float* out) {
     int64_t units = keys / PER_UNIT<T>;
-    if (rows <= FEW_QUERIES) {
-        for (int64_t half = 0; half < keys; half += keys / 2) {
-            call();
-            run_few_values((int)rows, weights + half, stride, units / 2, values + half, d, count,
-                           out);
-        }
-        return;
-    }
-    call();
-    for (int64_t u = 0; u < units; ++u)
-        pack_side_by_side(values + u * PER_UNIT<T>, d, count, panel + u * COLUMNS);
-    call();
+    if (rows <= FEW_QUERIES)
+        return run_few_values((int)rows, weights, stride, units, values, out);
+    for (int64_t u = 0; u < units; ++u) values.pack(u, panel + u * COLUMNS);
     run_tiles(weights, stride, keys, panel, rows, out, true);
 }

@@ -97,26 +97,15 @@ struct Block {
     }
     int64_t panel() const { return (first - start) / COLUMNS; }
     int64_t panels() const { return (last - start) / COLUMNS + 1; }
+    int64_t count() const { return (panels() - panel()) * COLUMNS; }  // 32 or 64
 };
 
-// Keys and values that are called for before they are needed, neighbouring heads of each.
-//
-// A thread waits for few lines at a time that it asks for itself, and the processor foresees no
-// page of another sequence: calling a block ahead doubles the rate at which they come.
-template <typename T>
-struct Ahead {
+// The block that comes after others; no pages: none is known.
+struct NextBlock {
     const int32_t* pages = nullptr;
-    int64_t key = 0, end = 0;  // the next to call, and the one not to
-    int64_t first_head = 0, heads = 0;
+    int64_t first = 0, last = 0, kv = 0;  // the keys that its queries see, and the first head
 
-    void call(const Attention& a, const T* keys, const T* values, int64_t count) {
-        int64_t lines = (heads * a.head_dim * (int64_t)sizeof(T) + 63) / 64;
-        for (; count > 0 && key < end; --count, ++key) {
-            int64_t place = place_of(a, pages, key) + first_head * a.head_dim;
-            for (int64_t line = 0; line < lines; ++line) {
-                __builtin_prefetch((const char*)(keys + place) + line * 64, 0, 2);
-                __builtin_prefetch((const char*)(values + place) + line * 64, 0, 2);
-            }
-        }
+    Block block(const Attention& a) const {
+        return Block(a, pages, first / KEYS * KEYS, first, last);
     }
 };

@@ -12,25 +12,34 @@ struct FewRows {
     const T* x;
     int64_t stride, k;  // k: whole units
     const T* const* columns;
-    const T* const* following;  // columns whose memory is wanted next
     float* out;
 };
 
-template <typename T, int ROWS, bool CALLS>
-__attribute__((noinline)) static void few_rows(const FewRows<T>& f) {
-    constexpr int64_t CALLED = CALLED_BYTES / sizeof(T);
+// Calls for these columns some way ahead, and at their end for the beginning of others.
+template <typename T>
+struct CallsAhead {
+    const T *const *columns, *const *following;
+    int64_t k;
+
+    void operator()(int i, int64_t start) const {
+        constexpr int64_t CALLED = CALLED_BYTES / sizeof(T);
+        bool here = start + CALLED < k;
+        const T* const* called = here ? columns : following;
+        __builtin_prefetch(called[i] + start + CALLED - (here ? 0 : k), 0, 2);
+    }
+};
+
+template <typename T, int ROWS, typename Call>
+__attribute__((noinline)) static void few_rows(const FewRows<T>& f, Call call) {
     vec sum[ROWS];
 #pragma GCC unroll 20
     for (int r = 0; r < ROWS; ++r) sum[r] = vec{};
     for (int64_t start = 0; start < f.k; start += BLOCK * PER_UNIT<T>) {
         int64_t units = std::min<int64_t>(BLOCK, (f.k - start) / PER_UNIT<T>);
-        int64_t wanted = start + CALLED;
-        const T* const* called = f.columns;
-        if (wanted >= f.k) wanted -= f.k, called = f.following;
         uvec part[LANES];
 #pragma GCC unroll 16
         for (int i = 0; i < LANES; ++i) {
-            if (CALLS) __builtin_prefetch(called[i] + wanted, 0, 2);
+            call(i, start);
             part[i] = read_units(f.columns[i], start, f.k);
         }
         transpose(part);
@@ -50,13 +59,13 @@ __attribute__((noinline)) static void few_rows(const FewRows<T>& f) {
     for (int r = 0; r < ROWS; ++r) store(f.out + r * COLUMNS, sum[r]);
 }
 
-// Up to ROWS rows; CALLS: for the memory of the next columns.
-template <typename T, int ROWS, bool CALLS>
-static inline void run_few_rows(const FewRows<T>& f, int64_t rows) {
+// Up to ROWS rows. `call` is told which column is read from where on, and calls for what is wanted.
+template <typename T, int ROWS, typename Call>
+static inline void run_few_rows(const FewRows<T>& f, int64_t rows, Call call) {
     if (rows == ROWS)
-        few_rows<T, ROWS, CALLS>(f);
+        few_rows<T, ROWS>(f, call);
     else if constexpr (ROWS > 1)
-        run_few_rows<T, ROWS - 1, CALLS>(f, rows);
+        run_few_rows<T, ROWS - 1>(f, rows, call);
 }
 
 // Whether rows of k numbers, `stride` apart, are best taken that way: whole units, and not many in

@@ -142,8 +142,8 @@ static void few_rows_panel(const Product<T>& p, int64_t first, int64_t last,
     columns_of(p, first, last, columns);
     next.columns(following);
     for (int half = 0; half < COLUMNS; half += LANES)
-        run_few_rows<T, FEW_ROWS, true>(
-            {p.x, p.x_stride, p.k, columns + half, following + half, sums + half}, p.rows);
+        run_few_rows<T, FEW_ROWS>({p.x, p.x_stride, p.k, columns + half, sums + half}, p.rows,
+                                  CallsAhead<T>{columns + half, following + half, p.k});
     finish(p, sums, 0, (int)p.rows, first, last);
 }
 

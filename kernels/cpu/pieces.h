@@ -171,17 +171,18 @@ struct Pieces {
         const T *keys = (const T*)i.keys, *values = (const T*)i.values;
         int64_t kv = shared ? 0 : part, heads = shared ? 1 : a.kv_heads / parts;
         if (!together) kv = 0, heads = 1;
-        Ahead<T> next;
+        NextBlock next;
         if (after >= 0) {
             Queries<T> those = queries_of(i, run_of(i, after), 0);
-            int64_t from = those.first_key(a), to = those.positions[those.count - 1] + 1;
-            int64_t block = from / KEYS * KEYS + KEYS, then = together && !shared ? after % parts : 0;
-            next = {those.pages, from, std::min(to, block), then, heads};
+            next = {those.pages, those.first_key(a), those.positions[those.count - 1],
+                    together && !shared ? after % parts : 0};
         }
-        int64_t all = together ? 1 : a.kv_heads;
+        int64_t all = together ? 1 : a.kv_heads, first_key = queries.first_key(a);
         for (int64_t h = 0; h < all; ++h)
             attend(a, queries, keys, values, kv + h, heads, scratch,
-                   h + 1 < all ? Ahead<T>{} : next);
+                   h + 1 == all ? next
+                                : NextBlock{queries.pages, first_key,
+                                               queries.positions[queries.count - 1], h + 1});
     }
     const Run& run_of(const Instruction& i, int64_t piece) const {
         const std::vector<Run>& all = runs_of(i);
