@@ -162,7 +162,7 @@ class Instruction(ctypes.Structure):
     _fields_ = (
         *((name, _I) for name in ("opcode", "chain", "input", "input2", "out", "out2")),
         *((name, _P) for name in ("weight", "bias", "keys", "values")),
-        *((name, _I) for name in ("k", "n", "sampled", "times", "table")),
+        *((name, _I) for name in ("k", "n", "sampled", "times", "table", "by_position")),
         *((name, _I) for name in ("interleaved", "kind", "offset", "weight_step", "shared")),
         *((name, _F) for name in ("scalar", "eps", "limit", "up_offset")),
         ("span", SpanFields),
@@ -189,6 +189,7 @@ class Step(ctypes.Structure):
 
 
 _RUN = {torch.float32: "run_step_float32", torch.bfloat16: "run_step_bfloat16"}
+_LARGEST = {torch.float32: "largest_float32", torch.bfloat16: "largest_bfloat16"}
 
 
 def can_run(dtype: torch.dtype) -> bool:
@@ -206,6 +207,21 @@ def scratch_size(instructions: ctypes.Array, max_rows: int) -> int:
 def run(step: Step, dtype: torch.dtype) -> None:
     """Run a program; every address in `step` must be valid until it returns."""
     getattr(_library(), _RUN[dtype])(ctypes.byref(step), _P(thread_team()))
+
+
+def largest_columns(values: torch.Tensor) -> torch.Tensor:
+    """The first column [R] of the largest number of each row of `values` [R, N].
+
+    -1 for a row with a NaN, and for one whose largest number is not finite. `can_run` says for
+    which dtypes.
+    """
+    values = values.contiguous()
+    rows, size = values.shape
+    columns = torch.empty(rows, dtype=torch.int64)
+    function = getattr(_library(), _LARGEST[values.dtype])
+    sizes = _I(rows), _I(size), _P(columns.data_ptr()), _I(torch.get_num_threads())
+    function(_P(values.data_ptr()), *sizes, _P(thread_team()))
+    return columns
 
 
 def _library() -> ctypes.CDLL:

@@ -21,13 +21,13 @@ from assembler.blocks.context import ForwardContext
 from assembler.engine.kv_cache import KVCache
 from assembler.engine.lowering import NotLowered, Program, lower
 from assembler.engine.lowering.program import Tokens, TorchCall, Value
+from assembler.engine.step_tables import StepTables
 from assembler.huge_pages import HugePages
 from assembler.kernels.cpu_library import has_matrix_unit
 from assembler.kernels.cpu_program import (
     LOGITS,
     Instruction,
     Step,
-    addresses,
     can_run,
     run,
     scratch_size,
@@ -53,6 +53,7 @@ class CPUStep:
             self._logits = torch.empty(0, program.vocab_size, dtype=program.dtype)
             self._every_row = torch.arange(program.max_rows)
             self._rows = torch.arange(program.max_rows, dtype=torch.int32)
+        self._tables = StepTables(program)
         self._scratch = torch.empty(0)
         self._scratch_size = scratch_size(self._instructions, program.max_rows)
 
@@ -72,8 +73,7 @@ class CPUStep:
         wanted = self._every_row if ctx.logit_rows is None else ctx.logit_rows
         num_wanted = len(input_ids) if ctx.logit_rows is None else len(wanted)
         logits = self._logits_of(num_wanted)
-        made = [table for make in program.tables for table in make(ctx, program.dtype)]
-        tables = addresses(made)
+        tables = self._tables.addresses(ctx)
         sequence_of = self._sequences(ctx)
         step = Step(
             workspace=self._workspace.data_ptr(),

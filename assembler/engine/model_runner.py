@@ -75,6 +75,7 @@ class ModelRunner:
         # Compiled steps attend by themselves: whoever names a backend gets it.
         in_torch = enforce_eager or getattr(attention_backend, "reason", "") == ASKED_FOR
         self._small_step = None if in_torch else cpu_step(model, self.kv_caches, self.device, dtype)
+        self.sampler.has_cpu_kernels = self._small_step is not None
         self.graphs: DecodeGraphs | None = None
         if graphs is not None and not enforce_eager:
             with current_device(self.device):

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence as SequenceOf
 from itertools import compress
-from math import isfinite
 
 import torch
 
@@ -32,6 +31,7 @@ from assembler.engine.penalties import PenalisedRow, apply_penalties
 from assembler.engine.random_numbers import uniforms
 from assembler.engine.sampling_params import SamplingParams
 from assembler.engine.sequence import Sequence
+from assembler.kernels.cpu_program import largest_columns
 from assembler.kernels.fused import runs_fused
 from assembler.kernels.sampling_torch import NO_TOKEN
 
@@ -59,6 +59,9 @@ class Sampler:
         else:
             self._generator.manual_seed(seed)
         self._fused = FusedSampling()
+        # Whether the compiled kernels of the CPU are there: an engine whose steps run on them says
+        # so. (To ask for them might compile them.)
+        self.has_cpu_kernels = False
 
     def sample(self, logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> list[int | None]:
         """A token id for each row of `logits` [R, V]; None where there is none to be had.
@@ -115,17 +118,21 @@ class Sampler:
 
     def _draw(self, logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> torch.Tensor:
         """What the kernels do, in torch: the token of each row, `_NO_NUMBERS` if there is none."""
-        best, token_ids = blockwise.largest(logits)
+        token_ids = self._likeliest(logits)
         drawing = [row for row, s in enumerate(sequences) if not s.params.is_greedy]
         if drawing:
+            failed = token_ids < 0
             numbers = self._uniforms([sequences[row] for row in drawing])
             draws = dict(zip(drawing, numbers, strict=True))
             _draw_all(logits, [s.params for s in sequences], draws, token_ids)
-        if best.device.type == "cpu":  # a list is there before torch has begun
-            failed = [row for row, value in enumerate(best.tolist()) if not isfinite(value)]
-            if failed:
-                token_ids[failed] = _NO_NUMBERS
-            return token_ids
+            token_ids.masked_fill_(failed, _NO_NUMBERS)
+        return token_ids
+
+    def _likeliest(self, logits: torch.Tensor) -> torch.Tensor:
+        """The likeliest token of each row, `_NO_NUMBERS` if it is no distribution."""
+        if self.has_cpu_kernels and logits.dtype != torch.float16:
+            return largest_columns(logits)
+        best, token_ids = blockwise.largest(logits)
         return token_ids.masked_fill_(~best.isfinite(), _NO_NUMBERS)
 
     def _uniforms(self, sequences: SequenceOf[Sequence]) -> list[float]:

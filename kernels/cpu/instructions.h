@@ -26,7 +26,7 @@ struct Instruction {
     int64_t k, n;                 // widths of input and output
     int64_t sampled;              // 1: of the rows whose logits are wanted
     int64_t times;                // rows of it for each token: 1, or the experts of a token
-    int64_t table;                // which table of the step
+    int64_t table, by_position;   // which table of the step; 1: its rows are positions
     int64_t interleaved, kind, offset;
     int64_t weight_step;          // from the weight of a unit to that of the next
     int64_t shared;               // numbers of a row that one factor multiplies
@@ -48,5 +48,5 @@ struct Step {
     int64_t rows, logit_rows, page_table_width, threads;
     const int64_t *tokens, *positions, *slots, *wanted;
     const int32_t *page_table, *sequence_of;
-    const void* const* tables;    // each [rows, width], of the weights' dtype
+    const void* const* tables;    // each [rows or positions, width], of the weights' dtype
 };

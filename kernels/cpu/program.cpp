@@ -5,6 +5,7 @@
 // and no lock is taken. Values are rows of one workspace: value v of row r stands at v + r * width.
 #include <thread>
 
+#include "largest.h"
 #include "pieces.h"
 #include "shares.h"
 
@@ -62,15 +63,27 @@ static void run_machine(void* machine) {
     ((Machine<T>*)machine)->run();
 }
 
+// function(data) in each of so many threads.
+static void run_threads(void (*function)(void*), void* data, int64_t threads, Team team) {
+    if (threads == 1) return function(data);
+    if (team) return team(function, data, (unsigned)threads, 0);
+    std::vector<std::thread> others;
+    for (int64_t t = 1; t < threads; ++t) others.emplace_back(function, data);
+    function(data);
+    for (std::thread& other : others) other.join();
+}
+
 template <typename T>
 static void run_step(const Step& step, Team team) {
     Machine<T> machine(step);
-    if (step.threads == 1) return machine.run();
-    if (team) return team(run_machine<T>, &machine, (unsigned)step.threads, 0);
-    std::vector<std::thread> others;
-    for (int64_t t = 1; t < step.threads; ++t) others.emplace_back(run_machine<T>, &machine);
-    machine.run();
-    for (std::thread& other : others) other.join();
+    run_threads(run_machine<T>, &machine, step.threads, team);
+}
+
+template <typename T>
+static void run_largest(const T* values, int64_t rows, int64_t n, int64_t* columns,
+                        int64_t threads, Team team) {
+    LargestColumns<T> all{values, rows, n, columns};
+    run_threads(LargestColumns<T>::run, &all, std::min(threads, rows), team);
 }
 
 extern "C" {
@@ -79,6 +92,16 @@ extern "C" {
 // are there and awake; null: threads are started.
 void run_step_float32(const Step* step, void* team) { run_step<float>(*step, (Team)team); }
 void run_step_bfloat16(const Step* step, void* team) { run_step<bf16>(*step, (Team)team); }
+
+// The column [rows] of the largest number of each row of values [rows, n], see `largest_column`.
+void largest_float32(const float* values, int64_t rows, int64_t n, int64_t* columns,
+                     int64_t threads, void* team) {
+    run_largest(values, rows, n, columns, threads, (Team)team);
+}
+void largest_bfloat16(const bf16* values, int64_t rows, int64_t n, int64_t* columns,
+                      int64_t threads, void* team) {
+    run_largest(values, rows, n, columns, threads, (Team)team);
+}
 
 // Floats of scratch that each thread needs for steps of up to `rows` rows.
 int64_t scratch_size(const Instruction* program, int64_t length, int64_t rows) {

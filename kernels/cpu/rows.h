@@ -18,8 +18,9 @@ struct Rows {
     Groups groups(const Instruction& i) const {
         return Groups(at(i.opcode == GROUP_BY_EXPERT ? i.out : i.in2), i.routing, tokens(i));
     }
-    const T* table(int64_t number, int64_t r, int64_t width) const {
-        return (const T*)step.tables[number] + r * width;
+    // What row `r` finds in table `number`; the instruction says how.
+    const T* table(const Instruction& i, int64_t number, int64_t r, int64_t width) const {
+        return (const T*)step.tables[number] + (i.by_position ? step.positions[r] : r) * width;
     }
 
     void run(const Instruction& i, int64_t r) const {
@@ -31,7 +32,7 @@ struct Rows {
             case POSITIONS:
                 memcpy(out, weight + (step.positions[r] + i.offset) * i.n, i.n * sizeof(T));
                 break;
-            case TABLE: memcpy(out, table(i.table, r, i.n), i.n * sizeof(T)); break;
+            case TABLE: memcpy(out, table(i, i.table, r, i.n), i.n * sizeof(T)); break;
             case ROWS: memcpy(out, at(i.in) + step.wanted[r] * i.k, i.n * sizeof(T)); break;
             case ADD: add_row(in, at(i.in2) + r * i.k, out, i.n); break;
             case MULTIPLY: multiply(i, in, r, out); break;
@@ -103,8 +104,8 @@ struct Rows {
     // Turn each unit of the span in place; the table after that of the cosines has the sines.
     void turn(const Instruction& i, int64_t r, T* row) const {
         const Span& s = i.span;
-        const T* cosine = table(i.table, r, s.width);
-        const T* sine = table(i.table + 1, r, s.width);
+        const T* cosine = table(i, i.table, r, s.width);
+        const T* sine = table(i, i.table + 1, r, s.width);
         for (int64_t u = 0; u < s.count; ++u)
             rotate_head(row + s.first + u * s.stride, cosine, sine, (int)s.width,
                         i.interleaved != 0);

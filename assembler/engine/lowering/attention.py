@@ -104,17 +104,18 @@ def _qk_norms(program: Program, block: RopeAttn, qkv: Value) -> None:
 def turn(program: Program, rope: RotaryEmbedding, x: Value, span: SpanFields) -> None:
     """Append the rotation of each unit of `span`, in place."""
     refuse(rotary_dim=rope.dim > _MAX_ROTARY_DIM)
-    table = program.table(rope._key, 2, rope)
+    # A rotation that has a border of length depends on the length of the text, too.
+    table = program.table(rope._key, 2, rope, by_position=rope.length_border is None)
     interleaved = int(rope.style == "interleaved")
-    program.add(Opcode.TURN, x, x, span=span, table=table, interleaved=interleaved)
+    program.add(Opcode.TURN, x, x, span=span, interleaved=interleaved, **table)
 
 
 def scale_by_position(
     program: Program, settings: PositionScale, x: Value, span: SpanFields
 ) -> None:
     """Append the scaling of `span` by what depends on the position, in place."""
-    number = program.table(settings, 1, lambda ctx, dtype: [position_factors(settings, ctx, dtype)])
-    factors = program.add(Opcode.TABLE, None, program.value(1), table=number)
+    table = program.table(settings, 1, lambda ctx, dtype: [position_factors(settings, ctx, dtype)])
+    factors = program.add(Opcode.TABLE, None, program.value(1), **table)
     program.add(Opcode.MULTIPLY, x, x, input2=factors.place, span=span, shared=span.width)
 
 

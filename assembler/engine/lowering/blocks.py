@@ -54,8 +54,8 @@ def _learned_positions(program: Program, block: LearnedPositions, tokens: Tokens
 
 def _sinusoidal_positions(program: Program, block: SinusoidalPositions, x: Value) -> Value:
     key = ("sines", block.half, block.spacing, block.offset)
-    number = program.table(key, 1, lambda ctx, dtype: [block(torch.empty(0, dtype=dtype), ctx)])
-    return program.add(Opcode.TABLE, None, program.value(2 * block.half), table=number)
+    table = program.table(key, 1, lambda ctx, dtype: [block(torch.empty(0, dtype=dtype), ctx)])
+    return program.add(Opcode.TABLE, None, program.value(2 * block.half), **table)
 
 
 def _linear(program: Program, block: nn.Linear, x: Value) -> Value:

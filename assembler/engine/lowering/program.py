@@ -25,7 +25,7 @@ from assembler.kernels.cpu_program import (
 _ALIGNMENT = 64  # numbers; more than a cache line
 _KEEPS_WIDTH = ("norm", "attention", "mlp", "activation")  # roles whose output is as their input
 
-Tables: TypeAlias = "Callable[[ForwardContext, torch.dtype], Sequence[torch.Tensor]]"
+MakeTables: TypeAlias = "Callable[[ForwardContext, torch.dtype], Sequence[torch.Tensor]]"
 
 
 class NotLowered(Exception):
@@ -58,6 +58,14 @@ class Value:
 
 
 @dataclass(frozen=True)
+class RowTables:
+    """Tables that torch makes, with a row for each token of a pass."""
+
+    make: MakeTables
+    by_position: bool  # a token's row depends on its position alone
+
+
+@dataclass(frozen=True)
 class TorchCall:
     """What torch does between two parts of a program."""
 
@@ -79,7 +87,7 @@ class Program:
     rules: Mapping[type[nn.Module], Callable[..., Any]]  # (program, block, *values) -> values
     instructions: list[Instruction] = field(default_factory=list)
     calls: list[TorchCall] = field(default_factory=list)
-    tables: list[Tables] = field(default_factory=list)  # of the step's rows, made by torch
+    tables: list[RowTables] = field(default_factory=list)
     kept: list[torch.Tensor] = field(default_factory=list)
     reasons: dict[str, str] = field(default_factory=dict)  # why torch is called, by what is called
     size: int = 0  # of the workspace, in numbers
@@ -132,13 +140,18 @@ class Program:
         self.kept.append(tensor.detach().float().contiguous().clone())
         return self.kept[-1].data_ptr()
 
-    def table(self, key: Any, count: int, make: Tables) -> int:
-        """The number of the first of `count` tables that torch makes for each step's rows."""
+    def table(
+        self, key: Any, count: int, make: MakeTables, *, by_position: bool = True
+    ) -> dict[str, int]:
+        """The fields of an instruction that reads from the first of `count` tables on.
+
+        `by_position`: a token's row depends on its position alone, see `RowTables`.
+        """
         if key not in self._table_numbers:
-            self.tables.append(make)
+            self.tables.append(RowTables(make, by_position))
             self._table_numbers[key] = self._num_tables
             self._num_tables += count
-        return self._table_numbers[key]
+        return {"table": self._table_numbers[key], "by_position": int(by_position)}
 
     def add(self, opcode: Opcode, x: Value | None, out: Value, **fields: Any) -> Value:
         """Append an instruction that reads `x` and writes `out`."""
