@@ -209,19 +209,19 @@ def run(step: Step, dtype: torch.dtype) -> None:
     getattr(_library(), _RUN[dtype])(ctypes.byref(step), _P(thread_team()))
 
 
-def largest_columns(values: torch.Tensor) -> torch.Tensor:
-    """The first column [R] of the largest number of each row of `values` [R, N].
+def largest_columns(values: torch.Tensor) -> list[int]:
+    """The first column of the largest number of each row of `values` [R, N].
 
     -1 for a row with a NaN, and for one whose largest number is not finite. `can_run` says for
     which dtypes.
     """
     values = values.contiguous()
     rows, size = values.shape
-    columns = torch.empty(rows, dtype=torch.int64)
+    columns = (_I * rows)()
     function = getattr(_library(), _LARGEST[values.dtype])
-    sizes = _I(rows), _I(size), _P(columns.data_ptr()), _I(torch.get_num_threads())
-    function(_P(values.data_ptr()), *sizes, _P(thread_team()))
-    return columns
+    threads = _I(torch.get_num_threads())
+    function(_P(values.data_ptr()), _I(rows), _I(size), columns, threads, _P(thread_team()))
+    return [*columns]
 
 
 def _library() -> ctypes.CDLL:

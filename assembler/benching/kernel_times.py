@@ -42,7 +42,7 @@ def _kernels(name: str, llm: LLM, token_ids: list[int], start: int, rounds: int)
     compiled = runner.compiled_step
     step = StepInputs.of(_batch(llm, token_ids, start), runner.page_size)
     input_ids, ctx = runner.model_inputs(step)
-    if compiled is not None and compiled.fits(input_ids):
+    if compiled is not None and compiled.fits(len(input_ids)):
         return program_kernels(name, compiled, input_ids, ctx, rounds)
     return torch_kernels(name, llm, token_ids, rounds, decodes=start > 0)
 

@@ -9,6 +9,7 @@ is one call in memory that is there already; what has no instruction is left to 
 from __future__ import annotations
 
 import logging
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from ctypes import addressof, sizeof
@@ -21,6 +22,8 @@ from assembler.blocks.context import ForwardContext
 from assembler.engine.kv_cache import KVCache
 from assembler.engine.lowering import NotLowered, Program, lower
 from assembler.engine.lowering.program import Tokens, TorchCall, Value
+from assembler.engine.page_table import PageTable
+from assembler.engine.step_inputs import StepInputs
 from assembler.engine.step_tables import StepTables
 from assembler.huge_pages import HugePages
 from assembler.kernels.cpu_library import has_matrix_unit
@@ -55,50 +58,92 @@ class CPUStep:
             self._rows = torch.arange(program.max_rows, dtype=torch.int32)
         self._tables = StepTables(program)
         self._scratch = torch.empty(0)
+        self._threads = 0  # that there is scratch memory for
+        self._places: dict[str, int] = {}  # fields of a `Step`: the addresses of all this
         self._scratch_size = scratch_size(self._instructions, program.max_rows)
+        self._is_all = not (program.calls or self._tables.need_context)
 
-    def fits(self, input_ids: torch.Tensor) -> bool:
-        """Whether a step of these tokens is small enough."""
-        return input_ids.shape[0] <= self.program.max_rows
+    def fits(self, num_tokens: int) -> bool:
+        """Whether a step of so many tokens is small enough."""
+        return num_tokens <= self.program.max_rows
+
+    def takes_numbers(self, inputs: StepInputs) -> bool:
+        """Whether the program does all of this step, so that `run` needs no tensors for torch."""
+        return self._is_all and self.fits(len(inputs.input_ids))
+
+    def run(self, inputs: StepInputs, pages: PageTable) -> torch.Tensor:
+        """The logits [R, vocab] of a step, valid until the next one.
+
+        What the step feeds the model is handed over as it is: to make a tensor of each list took a
+        tenth of a millisecond, which is felt beside the 10 of a small model's token.
+
+        Args:
+            pages: of the sequences of `inputs`, in their order.
+        Raises:
+            IndexError: a position that a table of positions does not have.
+        """
+        num_positions, rows = max(inputs.context_lens), inputs.logit_rows
+        self._check_positions(num_positions)
+        step = self._step(len(inputs.input_ids), None if rows is None else len(rows))
+        tokens, positions = array("q", inputs.input_ids), array("q", inputs.positions)
+        slots, wanted = array("q", inputs.slot_mapping), array("q", rows or ())
+        sequence_of = array("i", inputs.of_each_token(pages.numbers))
+        step.tokens, step.positions = _address(tokens), _address(positions)
+        step.slots, step.sequence_of = _address(slots), _address(sequence_of)
+        if rows is not None:
+            step.wanted = _address(wanted)
+        step.page_table, step.page_table_width = pages.address, pages.width
+        tables = self._tables.addresses(num_positions)
+        step.tables = addressof(tables)
+        self._run_all(step)
+        return self._logits_of(step)
 
     def __call__(self, input_ids: torch.Tensor, ctx: ForwardContext) -> torch.Tensor:
         """What the model gives: [T] -> logits [R, vocab]. They are valid until the next call.
 
         Raises IndexError for a position that a table of positions does not have.
         """
-        program, paged = self.program, ctx.paged
-        self._check_positions(ctx.positions)
-        threads = torch.get_num_threads()
-        scratch = self._scratch_of(threads)
-        wanted = self._every_row if ctx.logit_rows is None else ctx.logit_rows
-        num_wanted = len(input_ids) if ctx.logit_rows is None else len(wanted)
-        logits = self._logits_of(num_wanted)
-        tables = self._tables.addresses(ctx)
+        paged = ctx.paged
+        self._check_positions(paged.max_context_len)
+        wanted = ctx.logit_rows
+        step = self._step(len(input_ids), None if wanted is None else len(wanted))
+        tables = self._tables.addresses(paged.max_context_len, ctx)
         sequence_of = self._sequences(ctx)
-        step = Step(
-            workspace=self._workspace.data_ptr(),
-            logits=logits.data_ptr(),
-            scratch=scratch.data_ptr(),
-            scratch_size=self._scratch_size,
-            rows=len(input_ids),
-            logit_rows=num_wanted,
-            page_table_width=paged.page_table.shape[1],
-            threads=threads,
-            tokens=input_ids.data_ptr(),
-            positions=ctx.positions.data_ptr(),
-            slots=paged.slot_mapping.data_ptr(),
-            wanted=wanted.data_ptr(),
-            page_table=paged.page_table.data_ptr(),
-            sequence_of=sequence_of.data_ptr(),
-            tables=addressof(tables),
-        )
+        step.tokens, step.positions = input_ids.data_ptr(), ctx.positions.data_ptr()
+        step.slots, step.sequence_of = paged.slot_mapping.data_ptr(), sequence_of.data_ptr()
+        if wanted is not None:
+            step.wanted = wanted.data_ptr()
+        step.page_table = paged.page_table.data_ptr()
+        step.page_table_width = paged.page_table.shape[1]
+        step.tables = addressof(tables)
+        self._run_all(step, input_ids, ctx)
+        return self._logits_of(step)
+
+    def _step(self, rows: int, logit_rows: int | None) -> Step:
+        """A step of so many tokens, without what differs from token to token.
+
+        `logit_rows`: how many of them have logits; None: all of them.
+        """
+        threads = torch.get_num_threads()
+        num_wanted = rows if logit_rows is None else logit_rows
+        if num_wanted > len(self._logits) or threads > self._threads:
+            self._grow(num_wanted, threads)
+        return Step(rows=rows, logit_rows=num_wanted, threads=threads, **self._places)
+
+    def _run_all(
+        self,
+        step: Step,
+        input_ids: torch.Tensor | None = None,
+        ctx: ForwardContext | None = None,
+    ) -> None:
+        """Run the program, and torch in between; it needs the arguments if it does any of it."""
         start = 0
-        for call in program.calls:
+        for call in self.program.calls:
+            assert input_ids is not None and ctx is not None
             self._run(step, start, call.before)
-            self._call_torch(call, input_ids, logits, ctx)
+            self._call_torch(call, input_ids, self._logits_of(step), ctx)
             start = call.before
         self._run(step, start, len(self._instructions))
-        return logits
 
     def _run(self, step: Step, start: int, end: int) -> None:
         """Run the instructions from `start` on and before `end`."""
@@ -129,10 +174,10 @@ class CPUStep:
         for out, result in zip(call.outs, results, strict=True):
             tensor(out).copy_(result)
 
-    def _check_positions(self, positions: torch.Tensor) -> None:
+    def _check_positions(self, count: int) -> None:
         known = self.program.num_positions
-        if known is not None and int(positions.max()) >= known:
-            raise IndexError(f"position {int(positions.max())} of a model that knows {known}")
+        if known is not None and count > known:
+            raise IndexError(f"position {count - 1} of a model that knows {known}")
 
     def _sequences(self, ctx: ForwardContext) -> torch.Tensor:
         """[T] int32: which sequence each token belongs to."""
@@ -141,19 +186,29 @@ class CPUStep:
         lengths = ctx.paged.cu_seqlens_q.diff()
         return torch.repeat_interleave(self._rows[: len(lengths)], lengths)
 
-    def _logits_of(self, rows: int) -> torch.Tensor:
-        """[rows, vocab], in memory that is kept for the most rows there have been."""
-        if len(self._logits) < rows:
-            with torch.inference_mode(False):
-                self._logits = self._logits.new_empty(rows, self.program.vocab_size)
-        return self._logits[:rows]
+    def _logits_of(self, step: Step) -> torch.Tensor:
+        whole = self._logits
+        return whole if len(whole) == step.logit_rows else whole[: step.logit_rows]
 
-    def _scratch_of(self, threads: int) -> torch.Tensor:
-        """Memory for each of the threads."""
-        if len(self._scratch) < threads * self._scratch_size:
-            with torch.inference_mode(False):
-                self._scratch = torch.empty(threads * self._scratch_size)
-        return self._scratch
+    def _grow(self, logit_rows: int, threads: int) -> None:
+        """Make room for so many rows of logits and threads; it is kept for the most there were."""
+        self._threads = max(self._threads, threads)
+        with torch.inference_mode(False):
+            if logit_rows > len(self._logits):
+                self._logits = self._logits.new_empty(logit_rows, self.program.vocab_size)
+            self._scratch = torch.empty(self._threads * self._scratch_size)
+        memory = {
+            "workspace": self._workspace,
+            "logits": self._logits,
+            "scratch": self._scratch,
+            "wanted": self._every_row,
+        }
+        self._places = {name: tensor.data_ptr() for name, tensor in memory.items()}
+        self._places["scratch_size"] = self._scratch_size
+
+
+def _address(numbers: array) -> int:
+    return numbers.buffer_info()[0]
 
 
 def max_rows(dtype: torch.dtype) -> int:

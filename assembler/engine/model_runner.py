@@ -128,16 +128,23 @@ class ModelRunner:
         while (packed := self.peers.receive()) is not None:
             self.run(StepInputs.unpack(packed))
 
-    @torch.inference_mode()
     def run(self, inputs: StepInputs, late: LateTokens | None = None) -> torch.Tensor:
         """The logits [R, V] of a step, valid until the next one."""
+        small = self._small_step
+        if small is not None and late is None and small.takes_numbers(inputs):
+            self._page_table.update(inputs.page_lists)
+            return small.run(inputs, self._page_table)
+        return self._run_tensors(inputs, late)
+
+    @torch.inference_mode()
+    def _run_tensors(self, inputs: StepInputs, late: LateTokens | None) -> torch.Tensor:
         if self.graphs is not None and self.graphs.takes(inputs):
             return self.graphs.run(inputs, late)
         input_ids, ctx = self.model_inputs(inputs)
         if late is not None:
             late.put_into(input_ids)
         small = self._small_step
-        return (small if small and small.fits(input_ids) else self.model)(input_ids, ctx)
+        return (small if small and small.fits(len(input_ids)) else self.model)(input_ids, ctx)
 
     def model_inputs(self, inputs: StepInputs) -> tuple[torch.Tensor, ForwardContext]:
         """`inputs` as tensors on the device: the token ids [T] and what goes with them."""

@@ -18,7 +18,7 @@ class PageTable:
     """
 
     def __init__(self) -> None:
-        self._numbers = np.zeros((0, 0), dtype=np.int32)  # [rows, pages], 0 behind the known ones
+        self._keep(np.zeros((0, 0), dtype=np.int32))
         self._lists: list[list[int]] = []  # what each row holds, or held
         self._known: list[int] = []  # how many pages of it
         self._row_of: dict[int, int] = {}  # by the identity of the list
@@ -40,6 +40,25 @@ class PageTable:
         self._rows, self._width = rows, max(lengths)
         return not same
 
+    def _keep(self, numbers: np.ndarray) -> None:
+        self._numbers = numbers  # [rows, pages], 0 behind the known ones
+        self._address = numbers.ctypes.data
+
+    @property
+    def numbers(self) -> list[int]:
+        """Which row of all that are kept holds each list of the step."""
+        return self._rows
+
+    @property
+    def address(self) -> int:
+        """Where the kept rows, int32, begin; until the next `update`."""
+        return self._address
+
+    @property
+    def width(self) -> int:
+        """The numbers from one kept row to the next."""
+        return self._numbers.shape[1]
+
     def rows(self) -> np.ndarray:
         """[S, W] int32, a copy: the pages of the step, padded with 0 up to the longest list."""
         return self._numbers[self._rows, : self._width]
@@ -50,7 +69,7 @@ class PageTable:
         kept = {key: row for key, row in self._row_of.items() if key in wanted}
         if len(wanted) > len(self._lists):
             more = max(len(wanted), 2 * len(self._lists)) - len(self._lists)
-            self._numbers = np.pad(self._numbers, ((0, more), (0, 0)))
+            self._keep(np.pad(self._numbers, ((0, more), (0, 0))))
             self._lists += [[] for _ in range(more)]
             self._known += [0] * more
         free = iter(sorted(set(range(len(self._lists))).difference(kept.values())))
@@ -66,7 +85,7 @@ class PageTable:
         size, capacity = len(pages), self._numbers.shape[1]
         if size > capacity:
             more = max(size, 2 * capacity) - capacity
-            self._numbers = np.pad(self._numbers, ((0, 0), (0, more)))
+            self._keep(np.pad(self._numbers, ((0, 0), (0, more))))
         start = self._known[row] if self._known[row] < size else 0
         if start == 0:
             self._numbers[row, size:] = 0

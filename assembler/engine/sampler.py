@@ -59,8 +59,8 @@ class Sampler:
         else:
             self._generator.manual_seed(seed)
         self._fused = FusedSampling()
-        # Whether the compiled kernels of the CPU are there: an engine whose steps run on them says
-        # so. (To ask for them might compile them.)
+        # Whether logits come of the compiled kernels of the CPU, which are there then. (To ask for
+        # them might compile them.)
         self.has_cpu_kernels = False
 
     def sample(self, logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> list[int | None]:
@@ -72,6 +72,8 @@ class Sampler:
         """
         if not sequences:
             return []
+        if self.has_cpu_kernels and all(s.sampling.is_plain for s in sequences):
+            return self.found(largest_columns(logits), sequences)
         token_ids = self.found(self.choose(logits, sequences).tolist(), sequences)
         _record_logprobs(logits, sequences, token_ids)
         return token_ids
@@ -83,7 +85,7 @@ class Sampler:
         which `sample` adds.
         """
         edited = edited_logits(logits, sequences)
-        if runs_fused(edited):
+        if not self.has_cpu_kernels and runs_fused(edited):
             token_ids = self._fused.draw(edited, sequences, self._uniforms)
         else:
             token_ids = self._draw(edited, sequences)
@@ -130,8 +132,8 @@ class Sampler:
 
     def _likeliest(self, logits: torch.Tensor) -> torch.Tensor:
         """The likeliest token of each row, `_NO_NUMBERS` if it is no distribution."""
-        if self.has_cpu_kernels and logits.dtype != torch.float16:
-            return largest_columns(logits)
+        if self.has_cpu_kernels:
+            return torch.tensor(largest_columns(logits))
         best, token_ids = blockwise.largest(logits)
         return token_ids.masked_fill_(~best.isfinite(), _NO_NUMBERS)
 

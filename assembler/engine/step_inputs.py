@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
+from operator import sub
 
 import numpy as np
 import torch
@@ -104,6 +105,14 @@ class StepInputs:
             logit_rows=None if len(logit_rows) == len(input_ids) else logit_rows,
             max_seqlen_q=max(item.num_new_tokens for item in batch.items),
         )
+
+    def of_each_token(self, of_sequences: list[int]) -> list[int]:
+        """What there is for each sequence [S], for each of its tokens: [T]."""
+        if self.max_seqlen_q == 1:
+            return of_sequences
+        lengths = map(sub, self.cu_seqlens_q[1:], self.cu_seqlens_q)
+        parts = zip(of_sequences, lengths, strict=True)
+        return [number for number, length in parts for _ in range(length)]
 
     def pack(self) -> torch.Tensor:
         """Everything in one int64 tensor, for another rank's `unpack`."""

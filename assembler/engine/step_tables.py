@@ -23,16 +23,21 @@ class StepTables:
         self._addresses: ctypes.Array | None = None  # of these, if there are no others
         self._of_step: list[torch.Tensor] = []
 
-    def addresses(self, ctx: ForwardContext) -> ctypes.Array:
-        """Where each table begins; valid until the next call.
+    @property
+    def need_context(self) -> bool:
+        """Whether a table depends on more than positions."""
+        return not all(tables.by_position for tables in self._program.tables)
 
-        A step at position p needs rows 0..p of tables by position; they grow by doubling.
+    def addresses(self, num_positions: int, ctx: ForwardContext | None = None) -> ctypes.Array:
+        """Where each table begins, for a step of positions below a number; until the next call.
+
+        Tables by position grow by doubling. `ctx`: what the others are made for, if they are any.
         """
-        assert ctx.paged is not None
-        if ctx.paged.max_context_len > self._num_positions:
-            self._grow(max(ctx.paged.max_context_len, 2 * self._num_positions, _FIRST_POSITIONS))
+        if num_positions > self._num_positions:
+            self._grow(max(num_positions, 2 * self._num_positions, _FIRST_POSITIONS))
         if self._addresses is not None:
             return self._addresses
+        assert ctx is not None
         self._of_step = []
         for number, tables in enumerate(self._program.tables):
             known = self._by_position.get(number)
