@@ -6,7 +6,8 @@
 #pragma once
 #include "linear.h"
 
-// Where that is faster (measured with vectors of 512 bits): where most of 24 or 32 columns are rows.
+// Where that is faster (measured with vectors of 512 bits): where most of 16, 24 or 32 columns are
+// rows.
 static inline bool packs_rows(int64_t rows) {
 #if defined(__AVX512F__)
     return (rows > FEW_ROWS && rows <= 24) || (rows >= 28 && rows <= COLUMNS);
@@ -16,7 +17,9 @@ static inline bool packs_rows(int64_t rows) {
 #endif
 }
 
-constexpr int WEIGHT_ROWS = std::min(11, TILE_ROWS);  // of a tile: 32 are three of them
+// Rows of a weight in a tile: 32 are three of them, or two against 16 columns.
+template <typename Right>
+constexpr int WEIGHT_ROWS = std::is_same_v<Right, no_floats> ? LANES : std::min(11, TILE_ROWS);
 
 // Floats that `packed_rows_linear` needs for itself, beside the panel of `packed_rows`.
 constexpr int64_t PACKED_ROWS_SCRATCH = 2 * COLUMNS * COLUMNS;
@@ -37,7 +40,7 @@ static void pack_rows(const Product<T>& p, uint32_t* panel) {
 template <typename T, typename Right>
 static void weight_tiles(const T* weight, int64_t k, int count, const uint32_t* panel, float* sums,
                          const T* next) {
-    int most = (int)std::min<int64_t>(rows_of_tile(k * sizeof(T)), WEIGHT_ROWS);
+    int most = k * sizeof(T) % 4096 ? WEIGHT_ROWS<Right> : std::min(7, WEIGHT_ROWS<Right>);
     int tiles = (count + most - 1) / most, row = 0;
     for (int t = 0; t < tiles; ++t) {
         int rows = (count - row + tiles - t - 1) / (tiles - t);
@@ -45,7 +48,7 @@ static void weight_tiles(const T* weight, int64_t k, int count, const uint32_t* 
         tile.call[0] = next + row * k;
         tile.call[1] = next + row * k + rows * k / 2;
         tile.call_step = rows * 4 / 2;
-        run_tile<T, Right, WEIGHT_ROWS>(tile, rows);
+        run_tile<T, Right, WEIGHT_ROWS<Right>>(tile, rows);
         row += rows;
     }
 }
@@ -83,7 +86,9 @@ static void packed_rows_linear(const Product<T>& p, int64_t first, int64_t last,
     for (int64_t step = features_of_panel(p.epilogue); first < last; first += step) {
         int64_t end = std::min(last, first + step);
         FirstRows<T> next = p.after(end, last);
-        if (p.rows <= COLUMNS - LANES / 2)
+        if (p.rows <= LANES)
+            packed_rows_panel<T, no_floats>(p, first, end, next, panel, scratch);
+        else if (p.rows <= COLUMNS - LANES / 2)
             packed_rows_panel<T, half_floats>(p, first, end, next, panel, scratch);
         else
             packed_rows_panel<T, vec>(p, first, end, next, panel, scratch);

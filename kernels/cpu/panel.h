@@ -36,8 +36,9 @@ static inline void transpose_quad(quad_units* a) {
     a[3] = SHUFFLE(t[1], t[3], 2, 3, 6, 7);
 }
 
-// 16 rows of 16 units, rows to columns.
-static inline void transpose(uvec* a) {
+// 16 rows of 16 units, rows to columns. In line, or they go through memory where GCC thinks a call is
+// cheap: a fifth of the time of few rows.
+__attribute__((always_inline)) static inline void transpose(uvec* a) {
 #if defined(__AVX512F__)
     __m512i t[LANES], *m = (__m512i*)a;
 #pragma GCC unroll 8

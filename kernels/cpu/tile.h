@@ -17,6 +17,7 @@ constexpr int TILE_ROWS = 3;   // where a vector takes two registers of 16, or f
 // Half a vector: 8 columns, which cost half where a vector takes a pipeline twice (Zen 4).
 typedef float half_floats __attribute__((vector_size(32)));
 typedef uint32_t half_units __attribute__((vector_size(32)));
+struct no_floats {};  // where the right columns are left out
 template <typename Sum>
 using Units = std::conditional_t<sizeof(Sum) == sizeof(vec), uvec, half_units>;
 
@@ -56,16 +57,36 @@ struct Tile {
     int64_t call_step = 0;
 };
 
+// One unit of the rows of x against that of all columns.
+template <typename T, int ROWS, typename Right>
+static inline void add_unit(const T* x, int64_t stride, int64_t bytes, const uint32_t* panel,
+                            vec* left, Right* right) {
+    uvec a;
+    memcpy(&a, panel, sizeof a);
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; ++r) {
+        uint32_t unit = 0;
+        memcpy(&unit, x + r * stride, bytes);
+        left[r] = add_products<T>(left[r], uvec{} + unit, a);
+        if constexpr (!std::is_same_v<Right, no_floats>) {
+            Units<Right> b;
+            memcpy(&b, panel + LANES, sizeof b);
+            right[r] = add_products<T>(right[r], first_lanes<Right>(uvec{} + unit), b);
+        }
+    }
+}
+
 // Without the last 8 columns where the right sums are halves.
 template <typename T, int ROWS, typename Right = vec>
 __attribute__((noinline)) static void tile(const Tile<T>& t) {
+    constexpr size_t RIGHT = std::is_same_v<Right, no_floats> ? 0 : sizeof(Right);
     vec left[ROWS];
     Right right[ROWS];
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; ++r) {
         left[r] = t.add ? load(t.out + r * COLUMNS) : vec{};
         right[r] = Right{};
-        if (t.add) memcpy(&right[r], t.out + r * COLUMNS + LANES, sizeof right[r]);
+        if (t.add) memcpy(&right[r], t.out + r * COLUMNS + LANES, RIGHT);
     }
     int64_t whole = t.k / PER_UNIT<T>, stride = t.stride;
     const T* x = t.x;
@@ -76,36 +97,14 @@ __attribute__((noinline)) static void tile(const Tile<T>& t) {
         __builtin_prefetch(call_too, 0, 2);
         call += t.call_step;
         call_too += t.call_step;
-        uvec a;
-        Units<Right> b;
-        memcpy(&a, panel, sizeof a);
-        memcpy(&b, panel + LANES, sizeof b);
-#pragma GCC unroll 16
-        for (int r = 0; r < ROWS; ++r) {
-            uint32_t unit;
-            memcpy(&unit, x + r * stride, sizeof unit);
-            uvec all = uvec{} + unit;
-            left[r] = add_products<T>(left[r], all, a);
-            right[r] = add_products<T>(right[r], first_lanes<Right>(all), b);
-        }
+        add_unit<T, ROWS, Right>(x, stride, sizeof(uint32_t), panel, left, right);
     }
     if (whole * PER_UNIT<T> < t.k)  // an odd bfloat16
-#pragma GCC unroll 16
-        for (int r = 0; r < ROWS; ++r) {
-            uint32_t unit = 0;
-            memcpy(&unit, x + r * stride, sizeof(T));
-            uvec a;
-            Units<Right> b;
-            memcpy(&a, panel, sizeof a);
-            memcpy(&b, panel + LANES, sizeof b);
-            uvec all = uvec{} + unit;
-            left[r] = add_products<T>(left[r], all, a);
-            right[r] = add_products<T>(right[r], first_lanes<Right>(all), b);
-        }
+        add_unit<T, ROWS, Right>(x, stride, sizeof(T), panel, left, right);
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; ++r) {
         store(t.out + r * COLUMNS, left[r]);
-        memcpy(t.out + r * COLUMNS + LANES, &right[r], sizeof right[r]);
+        memcpy(t.out + r * COLUMNS + LANES, &right[r], RIGHT);
     }
 }
 
