@@ -3,7 +3,7 @@
 #pragma once
 #include "tile.h"
 
-constexpr int FEW_ROWS = 15;            // up to which that is the fastest way: the sums and a block are 31 vectors
+constexpr int FEW_ROWS = 15;  // up to which that is fastest: their sums and a block are 31 registers
 constexpr int64_t CALLED_BYTES = 1024;  // of a column, before they are needed
 
 // Rows of x, of k numbers and `stride` apart, against 16 columns; the sums to `out`, rows 32 apart.

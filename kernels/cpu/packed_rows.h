@@ -6,11 +6,10 @@
 #pragma once
 #include "linear.h"
 
-// Where that is faster (measured with vectors of 512 bits): where most of 16, 24 or 32 columns are
-// rows.
+// Where that is faster (measured with vectors of 512 bits). The rows are 16, 24 or 32 columns.
 static inline bool packs_rows(int64_t rows) {
 #if defined(__AVX512F__)
-    return (rows > FEW_ROWS && rows <= 24) || (rows >= 28 && rows <= COLUMNS);
+    return rows > FEW_ROWS && rows <= COLUMNS;
 #else
     (void)rows;
     return false;
