@@ -7,8 +7,8 @@ import signal
 import threading
 from typing import Any
 
-# The functions in C. Those of `signal` turn handlers into enum members, which fails for most of them
-# and is caught: a tenth of what a step of a small model spends outside of it.
+# The functions in C. Those of `signal` turn handlers into enum members, which fails for most and is
+# caught: a tenth of what a step of a small model spends outside of it.
 _set_handler = inspect.unwrap(signal.signal)
 _get_handler = inspect.unwrap(signal.getsignal)
 

@@ -16,9 +16,7 @@ static inline bool packs_rows(int64_t rows) {
 #endif
 }
 
-// Rows of a weight in a tile: 32 are three of them, or two against 16 columns.
-template <typename Right>
-constexpr int WEIGHT_ROWS = std::is_same_v<Right, no_floats> ? LANES : std::min(11, TILE_ROWS);
+constexpr int WEIGHT_ROWS = std::min(11, TILE_ROWS);  // of a tile: 32 are three of them
 
 // Floats that `packed_rows_linear` needs for itself, beside the panel of `packed_rows`.
 constexpr int64_t PACKED_ROWS_SCRATCH = 2 * COLUMNS * COLUMNS;
@@ -34,21 +32,34 @@ static void pack_rows(const Product<T>& p, uint32_t* panel) {
     for (int64_t u = 0; u < units_of<T>(p.k); u += BLOCK) pack_block(columns, u, p.k, panel);
 }
 
+// A tile of rows of a weight. Without right columns there can be 16; fewer are taken as if some of
+// the right columns were there, whose sums nobody reads.
+template <typename T, typename Right>
+static inline void weight_tile(const Tile<T>& t, int rows) {
+    if constexpr (!std::is_same_v<Right, no_floats>)
+        run_tile<T, Right, WEIGHT_ROWS>(t, rows);
+    else if (rows == LANES)
+        tile<T, LANES, no_floats>(t);
+    else
+        run_tile<T, half_floats, WEIGHT_ROWS>(t, rows);
+}
+
 // `count` rows of a weight against the panel -> sums [count, 32]. Each tile calls for its share of
 // the `next` rows.
 template <typename T, typename Right>
 static void weight_tiles(const T* weight, int64_t k, int count, const uint32_t* panel, float* sums,
                          const T* next) {
-    int most = k * sizeof(T) % 4096 ? WEIGHT_ROWS<Right> : std::min(7, WEIGHT_ROWS<Right>);
-    int tiles = (count + most - 1) / most, row = 0;
-    for (int t = 0; t < tiles; ++t) {
-        int rows = (count - row + tiles - t - 1) / (tiles - t);
+    bool alike = k * sizeof(T) % 4096 == 0;  // see `rows_of_tile`
+    int most = alike ? std::min(7, WEIGHT_ROWS) : WEIGHT_ROWS;
+    for (int row = 0, rows; row < count; row += rows) {
+        int left = count - row, tiles = (left + most - 1) / most;
+        rows = (left + tiles - 1) / tiles;
+        if (std::is_same_v<Right, no_floats> && !alike && left >= LANES) rows = LANES;
         Tile<T> tile{weight + row * k, k, k, panel, sums + row * COLUMNS, false};
         tile.call[0] = next + row * k;
         tile.call[1] = next + row * k + rows * k / 2;
         tile.call_step = rows * 4 / 2;
-        run_tile<T, Right, WEIGHT_ROWS<Right>>(tile, rows);
-        row += rows;
+        weight_tile<T, Right>(tile, rows);
     }
 }
 

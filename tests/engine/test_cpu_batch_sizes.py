@@ -18,7 +18,7 @@ from assembler.verifying.tiny import write_tiny
 TEXTS = 48
 LENGTH = 70  # more than a block of keys
 MAX_ROWS = TEXTS * LENGTH
-SIZES = (1, 2, 8, 14, 15, 16, 19, 20, 23, 24, 25, 27, 28, 29, 32, 33, 48)
+SIZES = (1, 2, 8, 14, 15, 16, 17, 20, 23, 24, 25, 27, 28, 29, 32, 33, 48)
 
 pytestmark = pytest.mark.skipif(cpu_library() is None, reason="there is no C++ compiler")
 
