@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 import signal
 import threading
 from typing import Any
 
-# The functions in C. Those of `signal` turn handlers into enum members, which fails for most and is
-# caught: a tenth of what a step of a small model spends outside of it.
-_set_handler = inspect.unwrap(signal.signal)
-_get_handler = inspect.unwrap(signal.getsignal)
+try:
+    # Those of `signal` turn handlers into enum members, which fails for most and is caught: ten
+    # times what the rest of the guard takes, in every step.
+    from _signal import getsignal as _get_handler
+    from _signal import signal as _set_handler
+except ImportError:  # a Python that is written otherwise
+    _get_handler, _set_handler = signal.getsignal, signal.signal
 
 
 class held_back_interrupt:  # named as the context managers of contextlib are

@@ -35,10 +35,9 @@ class TimedStep(CPUStep):
         self.pieces: list[list[Instruction] | TorchCall] = []  # in the order in which they ran
         self.seconds: list[float] = []  # of each
 
-    def __call__(self, input_ids: torch.Tensor, ctx: ForwardContext) -> torch.Tensor:
-        """See `CPUStep`; what an earlier call took is forgotten."""
-        self.pieces, self.seconds = [], []
-        return super().__call__(input_ids, ctx)
+    def _run_all(self, *args: Any) -> None:
+        self.pieces, self.seconds = [], []  # of an earlier step
+        super()._run_all(*args)
 
     def _run(self, step: Step, start: int, end: int) -> None:
         while start < end:

@@ -53,11 +53,11 @@ class CPUStep:
         with torch.inference_mode(False):
             memory = HugePages(program.size * program.dtype.itemsize)
             self._workspace = memory.empty((program.size,), program.dtype)
-            self._logits = torch.empty(0, program.vocab_size, dtype=program.dtype)
-            self._every_row = torch.arange(program.max_rows)
-            self._rows = torch.arange(program.max_rows, dtype=torch.int32)
+            self._logits = torch.empty(0, program.vocab_size, dtype=program.dtype, device="cpu")
+            self._every_row = torch.arange(program.max_rows, device="cpu")
+            self._rows = torch.arange(program.max_rows, dtype=torch.int32, device="cpu")
         self._tables = StepTables(program)
-        self._scratch = torch.empty(0)
+        self._scratch = torch.empty(0, dtype=torch.float32, device="cpu")
         self._threads = 0  # that there is scratch memory for
         self._places: dict[str, int] = {}  # fields of a `Step`: the addresses of all this
         self._scratch_size = scratch_size(self._instructions, program.max_rows)
@@ -192,19 +192,23 @@ class CPUStep:
 
     def _grow(self, logit_rows: int, threads: int) -> None:
         """Make room for so many rows of logits and threads; it is kept for the most there were."""
-        self._threads = max(self._threads, threads)
+        logits, scratch = self._logits, self._scratch
         with torch.inference_mode(False):
-            if logit_rows > len(self._logits):
-                self._logits = self._logits.new_empty(logit_rows, self.program.vocab_size)
-            self._scratch = torch.empty(self._threads * self._scratch_size)
+            if logit_rows > len(logits):
+                logits = logits.new_empty(logit_rows, self.program.vocab_size)
+            if threads > self._threads:
+                scratch = scratch.new_empty(threads * self._scratch_size)
         memory = {
             "workspace": self._workspace,
-            "logits": self._logits,
-            "scratch": self._scratch,
+            "logits": logits,
+            "scratch": scratch,
             "wanted": self._every_row,
         }
-        self._places = {name: tensor.data_ptr() for name, tensor in memory.items()}
-        self._places["scratch_size"] = self._scratch_size
+        places = {name: tensor.data_ptr() for name, tensor in memory.items()}
+        places["scratch_size"] = self._scratch_size
+        # All of it or, where memory is refused, none: the engine goes on after that.
+        self._places, self._logits, self._scratch = places, logits, scratch
+        self._threads = max(self._threads, threads)
 
 
 def _address(numbers: array) -> int:

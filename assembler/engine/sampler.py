@@ -59,7 +59,7 @@ class Sampler:
         else:
             self._generator.manual_seed(seed)
         self._fused = FusedSampling()
-        # Whether logits come of the compiled kernels of the CPU, which are there then. (To ask for
+        # Whether the compiled kernels of the CPU are there, as where steps run on them. (To ask for
         # them might compile them.)
         self.has_cpu_kernels = False
 
@@ -119,7 +119,7 @@ class Sampler:
         known += token_logprobs(logits, following, counts)
 
     def _draw(self, logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> torch.Tensor:
-        """What the kernels do, in torch: the token of each row, `_NO_NUMBERS` if there is none."""
+        """What the Triton kernels do: the token of each row, `_NO_NUMBERS` if there is none."""
         token_ids = self._likeliest(logits)
         drawing = [row for row, s in enumerate(sequences) if not s.params.is_greedy]
         if drawing:
@@ -133,7 +133,7 @@ class Sampler:
     def _likeliest(self, logits: torch.Tensor) -> torch.Tensor:
         """The likeliest token of each row, `_NO_NUMBERS` if it is no distribution."""
         if self.has_cpu_kernels:
-            return torch.tensor(largest_columns(logits))
+            return torch.tensor(largest_columns(logits), dtype=torch.int64)
         best, token_ids = blockwise.largest(logits)
         return token_ids.masked_fill_(~best.isfinite(), _NO_NUMBERS)
 

@@ -11,6 +11,7 @@ from assembler.engine.lowering.program import Program, RowTables
 from assembler.kernels.cpu_program import addresses
 
 _FIRST_POSITIONS = 1024
+_POSITIONS_AT_ONCE = 8192
 
 
 class StepTables:
@@ -45,14 +46,27 @@ class StepTables:
         return addresses(self._of_step)
 
     def _grow(self, num_positions: int) -> None:
-        tables = self._program.tables
-        ctx = ForwardContext.dense(num_positions)
-        self._by_position = {
-            number: self._made(each, ctx) for number, each in enumerate(tables) if each.by_position
+        made = {
+            number: self._grown(tables, self._by_position.get(number, []), num_positions)
+            for number, tables in enumerate(self._program.tables)
+            if tables.by_position
         }
-        self._num_positions = num_positions
-        if len(self._by_position) == len(tables):
-            self._addresses = addresses([t for known in self._by_position.values() for t in known])
+        found = None
+        if len(made) == len(self._program.tables):
+            found = addresses([table for known in made.values() for table in known])
+        # All of it or, where memory is refused, none: the engine goes on after that.
+        self._by_position, self._addresses, self._num_positions = made, found, num_positions
+
+    def _grown(
+        self, tables: RowTables, known: list[torch.Tensor], num_positions: int
+    ) -> list[torch.Tensor]:
+        """`known` with more rows behind; in parts, for each takes many times its own memory."""
+        parts = [known] if known else []
+        for start in range(self._num_positions, num_positions, _POSITIONS_AT_ONCE):
+            positions = torch.arange(start, min(num_positions, start + _POSITIONS_AT_ONCE))
+            # What depends on the length of the text is not found by position.
+            parts.append(self._made(tables, ForwardContext(positions, positions[-1:] + 1)))
+        return [torch.cat(rows) for rows in zip(*parts, strict=True)]
 
     def _made(self, tables: RowTables, ctx: ForwardContext) -> list[torch.Tensor]:
         return [*tables.make(ctx, self._program.dtype)]

@@ -107,7 +107,7 @@ struct Pieces {
             case GROUP_BY_EXPERT:
                 return group_by_expert(i.routing, (const float*)at(i.in), rows.tokens(i),
                                        rows.groups(i));
-            case EXPERT_LINEAR: return expert_piece(i, piece, scratch);
+            case EXPERT_LINEAR: return expert_piece(i, piece, next, scratch);
             case ABSORB: return absorb_piece(i, piece);
             case READ_LATENT: return read_piece(i, piece, scratch);
         }
@@ -120,6 +120,10 @@ struct Pieces {
     FirstRows<T> first_rows(NextPiece piece) const {
         if (!piece.instruction) return {};
         const Instruction& i = *piece.instruction;
+        if (i.opcode == EXPERT_LINEAR) {
+            ExpertPiece e = expert_of(i, piece.number);
+            return FirstRows<T>(e.weight, e.first, i.k, i.n, (int)i.kind);
+        }
         return FirstRows<T>((const T*)i.weight, piece.number * features_at_once(i), i.k, i.n,
                             (int)i.kind);
     }
@@ -145,17 +149,27 @@ struct Pieces {
     }
 
     // Some features of one of the experts that have tokens.
-    void expert_piece(const Instruction& i, int64_t piece, float* scratch) const {
+    struct ExpertPiece {
+        int64_t expert, first, last;
+        const T* weight;
+    };
+    ExpertPiece expert_of(const Instruction& i, int64_t piece) const {
         Groups groups = rows.groups(i);
         int64_t size = features_at_once(i, *groups.count), each = cuts(i.n, size);
         int64_t expert = groups.active[piece / each], first = piece % each * size;
-        int64_t start = groups.starts[expert], count = groups.starts[expert + 1] - start;
         int64_t features = i.kind == GATED ? 2 * i.n : i.n;
-        const T* bias = i.bias ? (const T*)i.bias + expert * features : nullptr;
-        Product<T> product{at(i.in) + start * i.k, (const T*)i.weight + expert * features * i.k,
-                           bias, at(i.out) + start * i.n, count, i.k, i.n, (int)i.kind,
-                           (int)i.offset};
-        linear(product, first, std::min(i.n, first + size), scratch);
+        return {expert, first, std::min(i.n, first + size),
+                (const T*)i.weight + expert * features * i.k};
+    }
+    void expert_piece(const Instruction& i, int64_t piece, NextPiece next, float* scratch) const {
+        Groups groups = rows.groups(i);
+        ExpertPiece e = expert_of(i, piece);
+        int64_t start = groups.starts[e.expert], count = groups.starts[e.expert + 1] - start;
+        const T* bias = i.bias ? (const T*)i.bias + (e.weight - (const T*)i.weight) / i.k : nullptr;
+        Product<T> product{at(i.in) + start * i.k, e.weight, bias, at(i.out) + start * i.n, count,
+                           i.k, i.n, (int)i.kind, (int)i.offset};
+        product.next = first_rows(next);
+        linear(product, e.first, e.last, scratch);
     }
 
     // The last runs first: in a prefill they take longest. A token alone reads all heads of a key

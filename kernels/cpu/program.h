@@ -32,9 +32,11 @@ struct Machine : Pieces<T> {
     }
 
     // What a thread is to take first of the next product, after the pieces that there are of `p`.
+    // Which experts come is not known before.
     NextPiece product_after(int64_t p, int64_t thread) const {
         for (int64_t next = p + 1; next < step.length; ++next) {
             const Instruction& i = step.program[next];
+            if (i.opcode == EXPERT_LINEAR) break;
             if (i.opcode == LINEAR) return {&i, shares.first_of(this->pieces(i), thread)};
         }
         return {};
@@ -46,11 +48,12 @@ struct Machine : Pieces<T> {
         for (int64_t p = 0; p < step.length; p += step.program[p].chain) {
             const Instruction& i = step.program[p];
             int64_t count = pieces_of(p), finished = 0;
-            NextPiece later = i.opcode == LINEAR ? product_after(p, thread) : NextPiece{};
+            bool product = i.opcode == LINEAR || i.opcode == EXPERT_LINEAR;
+            NextPiece later = product ? product_after(p, thread) : NextPiece{};
             for (Piece piece; (piece = shares.take(p, count, thread)).number >= 0; ++finished)
                 this->execute(i, piece.number, piece.next < 0 ? later : NextPiece{&i, piece.next},
                               worker);
-            done[p].fetch_add(finished, std::memory_order_release);
+            if (finished) done[p].fetch_add(finished, std::memory_order_release);
             for (int64_t spin = 0; done[p].load(std::memory_order_acquire) < count; ++spin)
                 if (spin > SPINS) std::this_thread::yield();
         }
@@ -84,5 +87,7 @@ template <typename T>
 static void run_largest(const T* values, int64_t rows, int64_t n, int64_t* columns,
                         int64_t threads, Team team) {
     LargestColumns<T> all{values, rows, n, columns};
-    run_threads(LargestColumns<T>::run, &all, std::min(threads, rows), team);
+    // All of a team or one: of a smaller one OpenMP would end the other threads. To start some takes
+    // as long as a row.
+    run_threads(LargestColumns<T>::run, &all, rows == 1 || !team ? 1 : threads, team);
 }

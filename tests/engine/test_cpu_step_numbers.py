@@ -121,3 +121,63 @@ def test_texts_do_not_depend_on_the_threads(folder: Path, threads: int):
     finally:
         torch.set_num_threads(before)
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("folder", ["llama", "gpt2", "llama4_text", "mixtral"], indirect=True)
+def test_the_engine_gets_the_logits_of_the_module(folder: Path):
+    """Chunks of prompts, decodes and scored prompts in one step; Llama 4 has one expert a token."""
+    llm = LLM(folder, max_num_batched_tokens=24, max_num_seqs=8, page_size=4)
+    runner = llm.engine.model_runner
+    step, run, found = runner.compiled_step, runner.run, []
+
+    def compared(inputs: StepInputs, late: None = None) -> torch.Tensor:
+        assert late is None and step.takes_numbers(inputs)
+        logits = run(inputs).clone()
+        with torch.inference_mode():
+            input_ids, ctx = runner.model_inputs(inputs)
+            assert torch.equal(step(input_ids, ctx), logits)
+            torch.testing.assert_close(logits, runner.model(input_ids, ctx), rtol=0, atol=3e-5)
+        found.append((len(inputs.input_ids), len(logits)))
+        return logits
+
+    runner.run = compared
+    generator = torch.Generator().manual_seed(3)
+    params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+    scored = params.with_(prompt_logprobs=1)
+    for i, length in enumerate((3, 31, 7, 1, 12, 20)):
+        prompt = torch.randint(1, llm.spec.vocab_size - 6, (length,), generator=generator)
+        llm.add_request(prompt.tolist(), scored if i % 3 == 0 else params)
+    while not llm.is_finished():
+        llm.step()
+    assert any(1 < logits < tokens for tokens, logits in found)
+    assert any(logits == tokens for tokens, logits in found)
+
+
+@pytest.mark.parametrize("folder", ["llama"], indirect=True)
+def test_memory_that_is_refused_leaves_a_step_as_it_was(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    step = CPUStep(program_of(load_model(folder)))
+    before = step._step(2, None)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "new_empty", _refuse)
+        with pytest.raises(MemoryError):
+            step._step(50, None)
+        patch.setattr(torch, "get_num_threads", lambda: 90)
+        with pytest.raises(MemoryError):
+            step._step(2, None)
+    after = step._step(2, None)
+    assert (after.logits, after.scratch) == (before.logits, before.scratch)
+    assert after.logits == step._logits.data_ptr() and len(step._logits) == 2
+    tables = step._tables
+    first = tables.addresses(5)
+    monkeypatch.setattr(torch, "cat", _refuse)
+    with pytest.raises(MemoryError):
+        tables.addresses(5000)
+    assert tables.addresses(5) is first
+    with pytest.raises(MemoryError):
+        tables.addresses(5000)
+
+
+def _refuse(*args: object, **kwargs: object) -> None:
+    raise MemoryError

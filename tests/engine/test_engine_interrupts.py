@@ -1,6 +1,7 @@
 """Ctrl-C and failures at any place of a step leave an engine that serves on, and lose nothing."""
 
 import signal
+import threading
 
 import pytest
 from engine_fakes import MemoryModel, greedy_reference, make_engine, run
@@ -115,3 +116,30 @@ def test_a_second_ctrl_c_does_not_wait_and_blocks_nest():
         done.append("not this")
     assert done == ["the inner block"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.SIG_DFL, lambda *_: None])
+def test_handlers_of_all_kinds_are_there_again(handler):
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with held_back_interrupt():
+            held = signal.getsignal(signal.SIGINT)
+            assert (held == handler) == (handler == signal.SIG_IGN)
+        with pytest.raises(KeyError), held_back_interrupt():
+            raise KeyError
+        assert signal.getsignal(signal.SIGINT) == handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_other_threads_are_not_guarded():
+    seen = []
+
+    def run():
+        with held_back_interrupt():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [signal.getsignal(signal.SIGINT)]

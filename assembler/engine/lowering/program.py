@@ -215,7 +215,14 @@ class Program:
             if alike and number not in borders and instruction.opcode in ROW_BY_ROW:
                 head.chain += 1
             else:
-                head = instruction if instruction.opcode in BEGINS_CHAIN else None
+                head = instruction if _begins_chain(instruction) else None
+
+
+def _begins_chain(instruction: Instruction) -> bool:
+    # COMBINE reads what experts made of other tokens. With one expert a token these are rows like all
+    # others, and what comes next may write where they stood.
+    of_others = instruction.opcode == Opcode.COMBINE and instruction.routing.top_k == 1
+    return instruction.opcode in BEGINS_CHAIN and not of_others
 
 
 def whole(x: Value) -> SpanFields:
