@@ -25,7 +25,7 @@ struct CallsAhead {
         constexpr int64_t CALLED = CALLED_BYTES / sizeof(T);
         bool here = start + CALLED < k;
         const T* const* called = here ? columns : following;
-        __builtin_prefetch(called[i] + start + CALLED - (here ? 0 : std::max(k, CALLED)), 0, 2);
+        __builtin_prefetch(called[i] + start + CALLED - (here ? 0 : k), 0, 2);
     }
 };
 
