@@ -58,6 +58,7 @@ class CPUStep:
             self._rows = torch.arange(program.max_rows, dtype=torch.int32, device="cpu")
         self._tables = StepTables(program)
         self._scratch = torch.empty(0, dtype=torch.float32, device="cpu")
+        self._num_logits = 0  # rows of `_logits`
         self._threads = 0  # that there is scratch memory for
         self._places: dict[str, int] = {}  # fields of a `Step`: the addresses of all this
         self._scratch_size = scratch_size(self._instructions, program.max_rows)
@@ -126,7 +127,7 @@ class CPUStep:
         """
         threads = torch.get_num_threads()
         num_wanted = rows if logit_rows is None else logit_rows
-        if num_wanted > len(self._logits) or threads > self._threads:
+        if num_wanted > self._num_logits or threads > self._threads:
             self._grow(num_wanted, threads)
         return Step(rows=rows, logit_rows=num_wanted, threads=threads, **self._places)
 
@@ -188,13 +189,13 @@ class CPUStep:
 
     def _logits_of(self, step: Step) -> torch.Tensor:
         whole = self._logits
-        return whole if len(whole) == step.logit_rows else whole[: step.logit_rows]
+        return whole if step.logit_rows == self._num_logits else whole[: step.logit_rows]
 
     def _grow(self, logit_rows: int, threads: int) -> None:
         """Make room for so many rows of logits and threads; it is kept for the most there were."""
         logits, scratch = self._logits, self._scratch
         with torch.inference_mode(False):
-            if logit_rows > len(logits):
+            if logit_rows > self._num_logits:
                 logits = logits.new_empty(logit_rows, self.program.vocab_size)
             if threads > self._threads:
                 scratch = scratch.new_empty(threads * self._scratch_size)
@@ -208,6 +209,7 @@ class CPUStep:
         places["scratch_size"] = self._scratch_size
         # All of it or, where memory is refused, none: the engine goes on after that.
         self._places, self._logits, self._scratch = places, logits, scratch
+        self._num_logits = max(self._num_logits, logit_rows)
         self._threads = max(self._threads, threads)
 
 

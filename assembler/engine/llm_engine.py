@@ -199,7 +199,7 @@ class LLMEngine:
         stats.decode_time += seconds * decoded / batch.num_tokens
         stats.num_prefill_tokens += prefilled
         stats.prefill_time += seconds * prefilled / batch.num_tokens
-        stats.num_generated_tokens += len(batch.sampling_sequences)
+        stats.num_generated_tokens += sum(item.samples for item in batch.items)
         stats.num_started_tokens = scheduler.num_started_tokens
         stats.num_cached_tokens = scheduler.num_cached_tokens
         stats.num_preemptions = scheduler.num_preemptions
