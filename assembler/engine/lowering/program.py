@@ -219,8 +219,8 @@ class Program:
 
 
 def _begins_chain(instruction: Instruction) -> bool:
-    # COMBINE reads what experts made of other tokens. With one expert a token these are rows like all
-    # others, and what comes next may write where they stood.
+    # COMBINE reads what experts made of other tokens. With one expert a token these are rows like
+    # all others, and what comes next may write where they stood.
     of_others = instruction.opcode == Opcode.COMBINE and instruction.routing.top_k == 1
     return instruction.opcode in BEGINS_CHAIN and not of_others
 
