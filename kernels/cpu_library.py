@@ -22,7 +22,7 @@ from pathlib import Path
 
 SOURCES = Path(__file__).parent / "cpu"
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread")
-COMPILE_SECONDS = 50  # nobody waits a minute for a compiler; 5 are usual on an idle machine
+COMPILE_SECONDS = 50  # nobody waits a minute for a compiler; 7 are usual on two idle cores
 
 _log = logging.getLogger(__name__)
 
