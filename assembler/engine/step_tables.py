@@ -63,7 +63,8 @@ class StepTables:
         """`known` with more rows behind; in parts, for each takes many times its own memory."""
         parts = [known] if known else []
         for start in range(self._num_positions, num_positions, _POSITIONS_AT_ONCE):
-            positions = torch.arange(start, min(num_positions, start + _POSITIONS_AT_ONCE))
+            end = min(num_positions, start + _POSITIONS_AT_ONCE)
+            positions = torch.arange(start, end, device="cpu")  # whatever the user's default is
             # What depends on the length of the text is not found by position.
             parts.append(self._made(tables, ForwardContext(positions, positions[-1:] + 1)))
         return [torch.cat(rows) for rows in zip(*parts, strict=True)]

@@ -150,7 +150,7 @@ def test_shipped_maps_load_and_fit_the_schema(name: str):
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_the_schema_knows_every_operation(name: str):
     data = parse_marked(text_of(OPERATIONS[name]), "map.yaml").data
-    Draft202012Validator(weight_map_schema()).validate(data)
+    assert [*Draft202012Validator(weight_map_schema()).iter_errors(data)] == []
 
 
 def test_the_schema_refuses_what_the_reader_refuses():
